@@ -1,0 +1,129 @@
+/* The numbers: views of memory, and the table of operations that a back end fills.
+ * Nothing here allocates for its caller, knows Lua, or opens files. Shapes are checked by the caller (host/ops.c). */
+#ifndef ONN_KERNELS_H
+#define ONN_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "status.h"
+
+#define DTYPES(X) /* name, bytes */ \
+    X(F32, 4) X(BF16, 2) X(F16, 2) X(I8, 1) X(U8, 1) X(I32, 4) X(I64, 8) X(BOOL, 1)
+
+typedef enum Dtype {
+#define X(name, bytes) name,
+    DTYPES(X)
+#undef X
+    DTYPE_COUNT
+} Dtype;
+
+size_t dtype_size(Dtype dtype);
+const char *dtype_name(Dtype dtype); /* "f32", "bf16", ... */
+
+enum { MAX_DIMS = 8 };
+
+/* A strided window on memory owned elsewhere. Strides count elements, and may be 0 for broadcast operands. */
+typedef struct View {
+    void *data;
+    Dtype dtype;
+    int dims;
+    int64_t shape[MAX_DIMS];
+    int64_t stride[MAX_DIMS];
+} View;
+
+/* Rows and width of a view read as a matrix: all dimensions but the last, and the last. */
+static inline int64_t view_width(const View *v) { return v->dims ? v->shape[v->dims - 1] : 1; }
+static inline int64_t view_rows(const View *v) {
+    int64_t rows = 1;
+    for (int i = 0; i + 1 < v->dims; i++)
+        rows *= v->shape[i];
+    return rows;
+}
+static inline int64_t view_count(const View *v) { return view_rows(v) * view_width(v); }
+/* Elements from one row to the next; the caller has made sure that the leading dimensions collapse. */
+static inline int64_t view_step(const View *v) { return v->dims > 1 ? v->stride[v->dims - 2] : view_width(v); }
+
+#define UNARY_OPS(X) X(neg) X(exp) X(log) X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(relu) X(silu) X(gelu) X(gelu_tanh)
+#define BINARY_OPS(X) X(add) X(sub) X(mul) X(div) X(max) X(min)
+#define REDUCE_OPS(X) X(sum) X(mean) X(max) X(argmax)
+#define GATES(X) X(silu) X(gelu) X(gelu_tanh) X(sigmoid) X(relu)
+
+#define X(name) UNARY_##name,
+typedef enum UnaryOp { UNARY_OPS(X) UNARY_COUNT } UnaryOp;
+#undef X
+#define X(name) BINARY_##name,
+typedef enum BinaryOp { BINARY_OPS(X) BINARY_COUNT } BinaryOp;
+#undef X
+#define X(name) REDUCE_##name,
+typedef enum ReduceOp { REDUCE_OPS(X) REDUCE_COUNT } ReduceOp;
+#undef X
+#define X(name) GATE_##name,
+typedef enum Gate { GATES(X) GATE_COUNT } Gate;
+#undef X
+
+/* The low-rank part of an adapted product: scale * (x a^T) b^T, a (rank, in), b (out, rank), both in the arithmetic's dtype. */
+typedef struct Lora {
+    const View *x; /* (rows, in): the product's input, after dropout if there is one */
+    const View *a, *b;
+    float scale;
+} Lora;
+
+/* How queries see keys. Sequence s owns query tokens q_starts[s]..q_starts[s+1] and key tokens k_starts[s]..k_starts[s+1];
+ * its last query sits at its last key (keys >= queries). window: keys seen back from a query, itself included; 0 = all. */
+typedef struct Mask {
+    const int32_t *q_starts, *k_starts;
+    int64_t sequences;
+    int causal;
+    int64_t window;
+} Mask;
+
+/* Convolution and pooling geometry, (h, w) pairs; padding is (top, left, bottom, right). */
+typedef struct Conv {
+    int64_t stride[2], padding[4], dilation[2], groups;
+} Conv;
+typedef struct Pool {
+    int64_t kernel[2], stride[2], padding[4];
+    int average, count_padding;
+} Pool;
+
+typedef struct Adam {
+    float lr, beta1, beta2, eps, weight_decay;
+    float grad_scale; /* multiplies the gradient first: clipping and averaging */
+    int64_t step;     /* 1 at the first update */
+} Adam;
+
+/* Key of the counter-based generator: one stream per (seed, site); `counter` is the first element's number. */
+typedef struct Random {
+    uint64_t key, counter;
+} Random;
+
+typedef struct Backend {
+    const char *name;
+#define OP(name, args) Status(*name) args;
+#include "ops.def"
+#undef OP
+} Backend;
+
+/* backend_cpu() : the CPU table for this processor, chosen once. $ONN_CPU caps it: avx512_bf16 | avx512 | avx2 | sse4.1.
+ * NULL with a message if $ONN_CPU names something else or the processor lacks sse4.1. */
+const Backend *backend_cpu(void);
+
+/* backend_describe() : one line for people: instruction set, threads, libraries. */
+const char *backend_describe(void);
+
+/* backend_native_bf16() : true if products of bf16 are the fast path here. */
+int backend_native_bf16(void);
+
+/* backend_set_threads() : threads of every following operation; results do not depend on it. n >= 1. */
+void backend_set_threads(int n);
+int backend_threads(void);
+
+/* Scratch memory comes from here, so that its owner can count it. alloc returns 64-byte aligned memory or NULL. */
+typedef struct Allocator {
+    void *(*alloc)(size_t bytes);
+    void (*release)(void *memory, size_t bytes);
+} Allocator;
+void backend_set_allocator(Allocator allocator);
+
+#endif
