@@ -1,0 +1,116 @@
+# `make` builds build/onn; `make help` lists the rest. Nothing is written outside $(BUILD).
+VERSION := 0.1.0
+PREFIX  ?= /usr/local
+BUILD   ?= build
+
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+CFLAGS ?= -O2 -g
+KERNEL_CFLAGS := $(if $(filter file,$(origin CFLAGS)),$(CFLAGS) -O3,-O3 $(CFLAGS))
+ifeq ($(filter -j% --jobserver%,$(MAKEFLAGS)),)
+MAKEFLAGS += -j$(shell nproc)
+endif
+
+# --- packages (Debian 12) ---------------------------------------------------------------------------------------------
+PACKAGES := gcc libc6-dev pkg-config libluajit-5.1-dev libcjson-dev libpcre2-dev libutf8proc-dev libedit-dev libdnnl-dev \
+            libxxhash-dev lua-argparse lua-filesystem lua-posix
+TEST_PACKAGES := lua-busted lua-check cppcheck
+FUZZ_PACKAGES := clang libclang-rt-14-dev
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+# What lies in kernels/cpu is compiled once for each instruction set; these files only once.
+CPU_ONCE := $(wildcard kernels/cpu/cpu.c kernels/cpu/dnnl.c)
+CPU_EACH := $(filter-out $(CPU_ONCE),$(wildcard kernels/cpu/*.c))
+COMMON   := $(wildcard kernels/*.c) $(CPU_ONCE) $(wildcard host/*.c)
+
+ISAS            := sse41 avx2 avx512 avx512_bf16
+ISA_sse41       := -msse4.1
+ISA_avx2        := -mavx2 -mfma -mf16c -mbmi2
+ISA_avx512      := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512
+ISA_avx512_bf16 := $(ISA_avx512) -mavx512bf16
+
+OBJECTS := $(COMMON:%.c=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(CPU_EACH:kernels/cpu/%.c=$(BUILD)/cpu/$(isa)/%.o))
+
+# --- flags ------------------------------------------------------------------------------------------------------------
+# Asked only when something is compiled: on a bare system pkg-config arrives with `deps`.
+LUAJIT_CFLAGS = $(eval LUAJIT_CFLAGS := $$(shell pkg-config --cflags luajit))$(LUAJIT_CFLAGS)
+LUAJIT_LIBS   = $(eval LUAJIT_LIBS := $$(shell pkg-config --libs luajit))$(LUAJIT_LIBS)
+WARNINGS := -Wall -Wextra
+BASE     = -std=gnu11 -D_GNU_SOURCE $(WARNINGS) -fopenmp -Ikernels -Ihost -I$(BUILD) -MMD -MP $(SANITIZE)
+LIBS     = $(LUAJIT_LIBS) -lcjson -lpcre2-8 -lutf8proc -ledit -ldnnl -lxxhash -lm -lpthread -ldl
+
+.PHONY: all demo test install uninstall bench lint sanitize fuzz clean help deps deps-test deps-fuzz banner FORCE
+.DELETE_ON_ERROR:
+all: $(BUILD)/onn
+
+# --- building ---------------------------------------------------------------------------------------------------------
+# With DRAFT=1 files that do not compile are left out and missing symbols are forgiven: for work on one part alone.
+link = $(CC) $(CFLAGS) $(SANITIZE) -fopenmp -rdynamic $(LDFLAGS)
+$(BUILD)/onn: $(OBJECTS)
+	@echo "cuda: none, cpu only"
+ifdef DRAFT
+	@zero=$$($(link) -o $@ $(wildcard $^) $(LIBS) 2>&1 | sed -n "s/.*undefined reference to \`\(.*\)'.*/-Wl,--defsym=\1=0/p" | sort -u); \
+	echo "missing symbols: $$zero" | sed 's/-Wl,--defsym=//g; s/=0//g'; $(link) -o $@ $(wildcard $^) $(LIBS) $$zero
+else
+	$(link) -o $@ $^ $(LIBS)
+endif
+
+define compile
+@mkdir -p $(@D)
+$(if $(DRAFT),-)$(CC) $(BASE) $(1) $(CPPFLAGS) $(2) -c -o $@ $<
+endef
+
+$(BUILD)/kernels/%.o: kernels/%.c | deps
+	$(call compile,,$(CFLAGS))
+$(BUILD)/host/%.o: host/%.c | deps
+	$(call compile,$(LUAJIT_CFLAGS),$(CFLAGS))
+$(BUILD)/host/main.o: $(BUILD)/version.h
+
+define isa_rule
+$(BUILD)/cpu/$(1)/%.o: kernels/cpu/%.c | deps
+	$$(call compile,-DISA=$(1) $$(ISA_$(1)),$$(KERNEL_CFLAGS))
+endef
+$(foreach isa,$(ISAS),$(eval $(call isa_rule,$(isa))))
+
+$(BUILD)/version.h: FORCE | deps
+	@mkdir -p $(@D)
+	@revision=$$(git describe --always --dirty --abbrev=10 2>/dev/null || true); \
+	printf '#define ONN_VERSION "%s"\n#define ONN_REVISION "%s"\n#define ONN_MULTIARCH "%s"\n' \
+	    '$(VERSION)' "$$revision" "$$($(CC) -print-multiarch 2>/dev/null || true)" > $@.new; \
+	if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+-include $(OBJECTS:.o=.d)
+
+# --- packages: one dpkg-query when nothing is missing; NODEPS=1 skips it ----------------------------------------------
+define ensure
+@missing=; have=$$(dpkg-query -W -f='|$${Package}:$${db:Status-Status}' $(1) 2>/dev/null)'|'; \
+for p in $(1); do case "$$have" in *"|$$p:installed|"*) ;; *) missing="$$missing $$p";; esac; done; \
+if [ -z "$$missing" ] || [ -n "$(NODEPS)" ]; then exit 0; fi; \
+if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then \
+    echo "this is no Debian; install what answers to these packages, then run make NODEPS=1:$$missing" >&2; exit 1; fi; \
+sudo=; if [ "$$(id -u)" != 0 ]; then sudo=sudo; fi; \
+install="$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends$$missing"; \
+echo "$$install"; eval "$$install"
+endef
+
+deps:
+	$(call ensure,$(PACKAGES))
+deps-test: | deps
+	$(call ensure,$(TEST_PACKAGES))
+deps-fuzz: | deps
+	$(call ensure,$(FUZZ_PACKAGES))
+
+# --- installing -------------------------------------------------------------------------------------------------------
+install: all
+	mkdir -p "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/share/onn"
+	rm -rf "$(DESTDIR)$(PREFIX)/share/onn/lua" "$(DESTDIR)$(PREFIX)/share/onn/recipes"
+	install -m 755 $(BUILD)/onn "$(DESTDIR)$(PREFIX)/bin/onn"
+	cp -R lua recipes "$(DESTDIR)$(PREFIX)/share/onn/"
+
+uninstall:
+	rm -f "$(DESTDIR)$(PREFIX)/bin/onn"
+	rm -rf "$(DESTDIR)$(PREFIX)/share/onn"
+
+clean:
+	rm -rf $(BUILD)
