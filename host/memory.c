@@ -16,16 +16,16 @@ typedef struct Block {
     size_t bytes;
 } Block;
 
-struct Pool {
+struct Memory {
     pthread_mutex_t lock;
     size_t used, cached, peak, high, budget; /* high: the highest `used` ever, which bounds what the cache may add */
     Block *free;
     size_t free_count, free_room;
 };
 
-static Pool cpu_pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .budget = SIZE_MAX};
+static Memory cpu_memory = {.lock = PTHREAD_MUTEX_INITIALIZER, .budget = SIZE_MAX};
 
-Pool *memory_pool(void) { return &cpu_pool; }
+Memory *memory_cpu(void) { return &cpu_memory; }
 
 static size_t round_size(size_t bytes) {
     size_t step = 64;
@@ -64,7 +64,7 @@ static void system_free(void *memory, size_t bytes) {
 }
 
 /* Index of the first cached block of at least `bytes`. */
-static size_t lower_bound(const Pool *pool, size_t bytes) {
+static size_t lower_bound(const Memory *pool, size_t bytes) {
     size_t low = 0, high = pool->free_count;
     while (low < high) {
         size_t middle = (low + high) / 2;
@@ -76,7 +76,7 @@ static size_t lower_bound(const Pool *pool, size_t bytes) {
     return low;
 }
 
-static void remove_block(Pool *pool, size_t i) {
+static void remove_block(Memory *pool, size_t i) {
     pool->cached -= pool->free[i].bytes;
     pool->free_count--;
     for (; i < pool->free_count; i++)
@@ -84,7 +84,7 @@ static void remove_block(Pool *pool, size_t i) {
 }
 
 /* Gives back the largest cached blocks until at most `allowed` bytes are cached. */
-static void shrink_cache(Pool *pool, size_t allowed) {
+static void shrink_cache(Memory *pool, size_t allowed) {
     while (pool->free_count && pool->cached > allowed) {
         Block b = pool->free[pool->free_count - 1];
         remove_block(pool, pool->free_count - 1);
@@ -92,7 +92,7 @@ static void shrink_cache(Pool *pool, size_t allowed) {
     }
 }
 
-static Status alloc_locked(Pool *pool, size_t *bytes, void **block) {
+static Status alloc_locked(Memory *pool, size_t *bytes, void **block) {
     size_t want = round_size(*bytes ? *bytes : 1);
     if (!want)
         return fail(ERR_MEMORY, "out of memory: %zu bytes asked", *bytes);
@@ -120,7 +120,7 @@ static Status alloc_locked(Pool *pool, size_t *bytes, void **block) {
     return OK;
 }
 
-Status memory_alloc(Pool *pool, size_t *bytes, void **block) {
+Status memory_alloc(Memory *pool, size_t *bytes, void **block) {
     pthread_mutex_lock(&pool->lock);
     Status status = alloc_locked(pool, bytes, block);
     if (status == OK) {
@@ -134,7 +134,7 @@ Status memory_alloc(Pool *pool, size_t *bytes, void **block) {
     return status;
 }
 
-void memory_free(Pool *pool, void *block, size_t bytes) {
+void memory_free(Memory *pool, void *block, size_t bytes) {
     if (!block)
         return;
     pthread_mutex_lock(&pool->lock);
@@ -158,7 +158,7 @@ void memory_free(Pool *pool, void *block, size_t bytes) {
     pthread_mutex_unlock(&pool->lock);
 }
 
-void memory_trim(Pool *pool) {
+void memory_trim(Memory *pool) {
     pthread_mutex_lock(&pool->lock);
     shrink_cache(pool, 0);
     free(pool->free);
@@ -167,33 +167,33 @@ void memory_trim(Pool *pool) {
     pthread_mutex_unlock(&pool->lock);
 }
 
-void memory_set_budget(Pool *pool, size_t bytes) {
+void memory_set_budget(Memory *pool, size_t bytes) {
     pthread_mutex_lock(&pool->lock);
     pool->budget = bytes;
     shrink_cache(pool, bytes > pool->used ? bytes - pool->used : 0);
     pthread_mutex_unlock(&pool->lock);
 }
 
-MemoryInfo memory_info(Pool *pool) {
+MemoryInfo memory_info(Memory *pool) {
     pthread_mutex_lock(&pool->lock);
     MemoryInfo info = {pool->used, pool->cached, pool->peak, pool->budget};
     pthread_mutex_unlock(&pool->lock);
     return info;
 }
 
-void memory_reset_peak(Pool *pool) {
+void memory_reset_peak(Memory *pool) {
     pthread_mutex_lock(&pool->lock);
     pool->peak = pool->used;
     pthread_mutex_unlock(&pool->lock);
 }
 
-static Pool *scratch_pool;
+static Memory *scratch_memory;
 
 /* The true size is kept in front of the block, since kernels give back the size they asked for. */
 static void *scratch_from_pool(size_t bytes) {
     size_t total = bytes + 64;
     void *block;
-    if (memory_alloc(scratch_pool, &total, &block) != OK)
+    if (memory_alloc(scratch_memory, &total, &block) != OK)
         return NULL;
     *(size_t *)block = total;
     return (char *)block + 64;
@@ -202,10 +202,10 @@ static void *scratch_from_pool(size_t bytes) {
 static void scratch_to_pool(void *memory, size_t bytes) {
     (void)bytes;
     char *block = (char *)memory - 64;
-    memory_free(scratch_pool, block, *(size_t *)block);
+    memory_free(scratch_memory, block, *(size_t *)block);
 }
 
-void memory_serve_kernels(Pool *pool) {
-    scratch_pool = pool;
+void memory_serve_kernels(Memory *pool) {
+    scratch_memory = pool;
     backend_set_allocator((Allocator){scratch_from_pool, scratch_to_pool});
 }

@@ -6,7 +6,7 @@
 
 #include "status.h"
 
-typedef struct Pool Pool;
+typedef struct Memory Memory;
 
 typedef struct MemoryInfo {
     size_t used;   /* bytes in live blocks */
@@ -15,23 +15,23 @@ typedef struct MemoryInfo {
     size_t budget; /* hard limit on used + cached */
 } MemoryInfo;
 
-/* memory_pool() : the pool of the CPU device; its budget starts without limit. */
-Pool *memory_pool(void);
+/* memory_cpu() : the pool of the CPU device; its budget starts without limit. */
+Memory *memory_cpu(void);
 
 /* memory_alloc() : a block of at least *bytes, 64-byte aligned (2 MB aligned and on huge pages from 2 MB up);
  * *bytes becomes its true size, which memory_free() wants back. Contents are undefined.
  * ERR_MEMORY over budget, with both numbers; the pool is then as before. Thread-safe. */
-Status memory_alloc(Pool *pool, size_t *bytes, void **block);
-void memory_free(Pool *pool, void *block, size_t bytes);
+Status memory_alloc(Memory *pool, size_t *bytes, void **block);
+void memory_free(Memory *pool, void *block, size_t bytes);
 
 /* memory_trim() : gives cached blocks back to the system. */
-void memory_trim(Pool *pool);
+void memory_trim(Memory *pool);
 
-void memory_set_budget(Pool *pool, size_t bytes);
-MemoryInfo memory_info(Pool *pool);
-void memory_reset_peak(Pool *pool);
+void memory_set_budget(Memory *pool, size_t bytes);
+MemoryInfo memory_info(Memory *pool);
+void memory_reset_peak(Memory *pool);
 
 /* memory_serve_kernels() : the back end's scratch comes from `pool` from now on, so it counts too. */
-void memory_serve_kernels(Pool *pool);
+void memory_serve_kernels(Memory *pool);
 
 #endif

@@ -10,7 +10,7 @@ struct Storage {
     atomic_int references;
     void *data;
     size_t bytes; /* as the pool gave it */
-    Pool *pool;
+    Memory *pool;
 };
 
 Status tensor_make(Tensor *t, Dtype dtype, int dims, const int64_t *shape) {
@@ -27,7 +27,7 @@ Status tensor_make(Tensor *t, Dtype dtype, int dims, const int64_t *shape) {
     Storage *s = malloc(sizeof *s);
     if (!s)
         return fail(ERR_MEMORY, "out of memory");
-    *s = (Storage){.references = 1, .bytes = bytes, .pool = memory_pool()};
+    *s = (Storage){.references = 1, .bytes = bytes, .pool = memory_cpu()};
     Status status = memory_alloc(s->pool, &s->bytes, &s->data);
     if (status != OK) {
         free(s);

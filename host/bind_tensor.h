@@ -1,0 +1,44 @@
+/* Tensors as Lua sees them, for the bindings that take or make them. */
+#ifndef ONN_BIND_TENSOR_H
+#define ONN_BIND_TENSOR_H
+
+#include "bind.h"
+#include "tensor.h"
+
+/* check_tensor() : argument `arg` as a live tensor; raises on anything else and on a freed one. */
+Tensor *check_tensor(lua_State *L, int arg);
+/* optional_tensor() : the same, NULL for nil or none. */
+Tensor *optional_tensor(lua_State *L, int arg);
+
+/* push_tensor() : an empty handle owned by Lua and by the current scope, before anything can fail. */
+Tensor *push_tensor(lua_State *L);
+
+/* new_tensor() : pushes a fresh tensor. Over budget it collects garbage once, tries again, then raises. */
+Tensor *new_tensor(lua_State *L, Dtype dtype, int dims, const int64_t *shape);
+/* new_like() : the same with `like`'s shape. */
+Tensor *new_like(lua_State *L, const Tensor *like, Dtype dtype);
+
+/* rows_tensor() : argument `arg` with its last dimension contiguous and the leading ones collapsible, as kernels want it;
+ * other views are replaced on the stack by a copy. */
+Tensor *rows_tensor(lua_State *L, int arg);
+
+Dtype check_dtype(lua_State *L, int arg);
+
+/* check_shape() : sizes from a table or from all arguments from `arg` on; returns the number of dimensions. -1 is let through. */
+int check_shape(lua_State *L, int arg, int64_t shape[MAX_DIMS]);
+
+/* RUN() : a status-returning call; out of memory collects garbage once and repeats it, then failure raises. */
+#define RUN(L, call) \
+    do { \
+        Status run_status = (call); \
+        if (run_status == ERR_MEMORY) { \
+            lua_gc(L, LUA_GCCOLLECT, 0); \
+            run_status = (call); \
+        } \
+        done(L, run_status, 0); \
+    } while (0)
+
+/* backend() : the table of the device in use; set when the bindings are opened. */
+const Backend *backend(void);
+
+#endif
