@@ -1,0 +1,122 @@
+/* onn.core.ops, third part: convolution and pooling of images (n, c, h, w) in f32. */
+#include "bind_shapes.h"
+
+static Tensor *check_image(lua_State *L, int arg) {
+    Tensor *t = check_tensor(L, arg);
+    if (t->view.dims != 4 || t->view.dtype != F32 || !tensor_contiguous(t))
+        luaL_argerror(L, arg, "expected a contiguous f32 (n, c, h, w)");
+    return t;
+}
+
+/* Numbers `key`[1..count] of the options table at `arg`, or `fallback`. */
+static void read_sizes(lua_State *L, int arg, const char *key, int count, int64_t *out, int64_t fallback, int64_t low) {
+    lua_getfield(L, arg, key);
+    for (int i = 0; i < count; i++) {
+        out[i] = fallback;
+        if (lua_isnumber(L, -1)) {
+            out[i] = check_integer(L, lua_gettop(L), low, 1 << 20);
+        } else if (lua_istable(L, -1)) {
+            lua_rawgeti(L, -1, i + 1);
+            if (lua_isnil(L, -1) && count == 4) { /* (h, w) given for (top, left, bottom, right) */
+                lua_pop(L, 1);
+                lua_rawgeti(L, -1, i - 1);
+            }
+            out[i] = check_integer(L, lua_gettop(L), low, 1 << 20);
+            lua_pop(L, 1);
+        }
+    }
+    lua_pop(L, 1);
+}
+
+static Conv read_conv(lua_State *L, int arg) {
+    Conv c;
+    luaL_checktype(L, arg, LUA_TTABLE);
+    read_sizes(L, arg, "stride", 2, c.stride, 1, 1);
+    read_sizes(L, arg, "padding", 4, c.padding, 0, 0);
+    read_sizes(L, arg, "dilation", 2, c.dilation, 1, 1);
+    read_sizes(L, arg, "groups", 1, &c.groups, 1, 1);
+    return c;
+}
+
+static int64_t out_size(lua_State *L, int64_t in, int64_t before, int64_t after, int64_t kernel, int64_t dilation, int64_t stride) {
+    int64_t room = in + before + after - (dilation * (kernel - 1) + 1);
+    if (room < 0)
+        luaL_error(L, "a window of %d does not fit an image of %d with padding %d and %d", (int)kernel, (int)in, (int)before, (int)after);
+    return room / stride + 1;
+}
+
+/* conv(x, w, bias, {stride, padding, dilation, groups}) -> y */
+static int l_conv(lua_State *L) {
+    Tensor *x = check_image(L, 1), *w = check_image(L, 2);
+    const int64_t *xs = x->view.shape, *ws = w->view.shape;
+    Tensor *bias = optional_vector(L, 3, F32, ws[0]);
+    Conv c = read_conv(L, 4);
+    if (ws[1] * c.groups != xs[1] || ws[0] % c.groups)
+        return luaL_error(L, "conv: %d channels in, a weight for %d in %d groups", (int)xs[1], (int)ws[1], (int)c.groups);
+    int64_t shape[4] = {xs[0], ws[0], out_size(L, xs[2], c.padding[0], c.padding[2], ws[2], c.dilation[0], c.stride[0]),
+                        out_size(L, xs[3], c.padding[1], c.padding[3], ws[3], c.dilation[1], c.stride[1])};
+    Tensor *y = new_tensor(L, F32, 4, shape);
+    RUN(L, backend()->conv(&y->view, &x->view, &w->view, view_of(bias), &c));
+    return 1;
+}
+
+/* conv_backward(dy, x, w, options, want_dx, dw, dbias) -> dx or nil; dw, dbias are added to, and may be nil */
+static int l_conv_backward(lua_State *L) {
+    Tensor *dy = check_image(L, 1), *x = check_image(L, 2), *w = check_image(L, 3);
+    Conv c = read_conv(L, 4);
+    int want = lua_toboolean(L, 5);
+    Tensor *dw = optional_vector(L, 6, F32, view_count(&w->view)), *dbias = optional_vector(L, 7, F32, w->view.shape[0]);
+    Tensor *dx = want ? new_like(L, x, F32) : NULL;
+    RUN(L, backend()->conv_backward(dx ? &dx->view : NULL, dw ? &dw->view : NULL, dbias ? &dbias->view : NULL, &dy->view,
+                                    &x->view, &w->view, &c));
+    return want ? 1 : 0;
+}
+
+static Pool read_pool(lua_State *L, int arg) {
+    Pool p;
+    luaL_checktype(L, arg, LUA_TTABLE);
+    read_sizes(L, arg, "kernel", 2, p.kernel, 1, 1);
+    read_sizes(L, arg, "stride", 2, p.stride, 1, 1);
+    read_sizes(L, arg, "padding", 4, p.padding, 0, 0);
+    lua_getfield(L, arg, "average");
+    p.average = lua_toboolean(L, -1);
+    lua_getfield(L, arg, "count_padding");
+    p.count_padding = lua_toboolean(L, -1);
+    lua_pop(L, 2);
+    return p;
+}
+
+/* pool(x, {kernel, stride, padding, average, count_padding}, keep) -> y [, index] */
+static int l_pool(lua_State *L) {
+    Tensor *x = check_image(L, 1), *index = NULL;
+    Pool p = read_pool(L, 2);
+    const int64_t *xs = x->view.shape;
+    int64_t shape[4] = {xs[0], xs[1], out_size(L, xs[2], p.padding[0], p.padding[2], p.kernel[0], 1, p.stride[0]),
+                        out_size(L, xs[3], p.padding[1], p.padding[3], p.kernel[1], 1, p.stride[1])};
+    int keep = lua_toboolean(L, 3) && !p.average;
+    Tensor *y = new_tensor(L, F32, 4, shape);
+    if (keep)
+        index = new_tensor(L, I32, 4, shape);
+    RUN(L, backend()->pool(&y->view, index ? &index->view : NULL, &x->view, &p));
+    return keep ? 2 : 1;
+}
+
+/* pool_backward(dy, index, x, options) -> dx; index nil for averages */
+static int l_pool_backward(lua_State *L) {
+    Tensor *dy = check_image(L, 1), *index = optional_vector(L, 2, I32, view_count(&dy->view)), *x = check_image(L, 3);
+    Pool p = read_pool(L, 4);
+    if (!index && !p.average)
+        return luaL_argerror(L, 2, "max pooling wants the index of its forward");
+    Tensor *dx = new_like(L, x, F32);
+    RUN(L, backend()->pool_backward(&dx->view, &dy->view, view_of(index), &p));
+    return 1;
+}
+
+int bind_images(lua_State *L);
+
+int bind_images(lua_State *L) {
+    static const luaL_Reg functions[] = {
+        {"conv", l_conv}, {"conv_backward", l_conv_backward}, {"pool", l_pool}, {"pool_backward", l_pool_backward}, {NULL, NULL}};
+    luaL_register(L, NULL, functions);
+    return 1;
+}

@@ -1,0 +1,320 @@
+/* onn.core.ops, second part: what models are made of: products with LoRA, attention, rotary, gates, losses, convolution. */
+#include <string.h>
+
+#include "bind_shapes.h"
+
+#define X(name) #name,
+static const char *const gate_names[] = {GATES(X) NULL};
+#undef X
+
+static Tensor *float_heads(lua_State *L, int arg) {
+    Tensor *t = check_tensor(L, arg);
+    const View *v = &t->view;
+    if (v->dims != 3 || (v->dtype != F32 && v->dtype != BF16))
+        luaL_argerror(L, arg, "expected (tokens, heads, size) in f32 or bf16");
+    if (v->stride[2] == 1 || v->shape[2] == 1)
+        return t;
+    Tensor *copy = new_like(L, t, v->dtype);
+    RUN(L, backend()->convert(&copy->view, v));
+    lua_replace(L, arg);
+    return copy;
+}
+
+/* rope(x, cos, sin, positions, interleaved, sign) -> y */
+static int l_rope(lua_State *L) {
+    Tensor *x = float_heads(L, 1), *cos = check_tensor(L, 2);
+    if (cos->view.dims != 2 || cos->view.dtype != F32 || cos->view.shape[1] * 2 > x->view.shape[2])
+        return luaL_argerror(L, 2, "expected f32 (positions, half) with 2 * half within a head");
+    Tensor *sin = check_vector(L, 3, F32, view_count(&cos->view));
+    Tensor *positions = check_index(L, 4, x->view.shape[0], cos->view.shape[0], 0);
+    int interleaved = lua_toboolean(L, 5), sign = (int)check_integer(L, 6, -1, 1);
+    Tensor *y = new_like(L, x, x->view.dtype);
+    RUN(L, backend()->rope(&y->view, &x->view, &cos->view, &sin->view, &positions->view, interleaved, sign));
+    return 1;
+}
+
+/* Arguments q, k, v at `arg`..arg+2, then q_starts, k_starts, causal, window, scale. */
+typedef struct Attention {
+    Tensor *q, *k, *v;
+    Mask mask;
+    float scale;
+} Attention;
+
+static Attention check_attention(lua_State *L, int arg) {
+    Attention a = {float_heads(L, arg), float_heads(L, arg + 1), float_heads(L, arg + 2), {0}, 0};
+    const View *q = &a.q->view, *k = &a.k->view;
+    same_shape(L, arg + 2, a.v, a.k);
+    if (k->dtype != q->dtype || k->shape[2] != q->shape[2] || !k->shape[1] || q->shape[1] % k->shape[1])
+        luaL_argerror(L, arg + 1, "keys want the queries' dtype and head size, and a number of heads that divides theirs");
+    Tensor *qs = check_starts(L, arg + 3, q->shape[0]), *ks = check_starts(L, arg + 4, k->shape[0]);
+    a.mask.sequences = view_count(&qs->view) - 1;
+    if (view_count(&ks->view) - 1 != a.mask.sequences)
+        luaL_argerror(L, arg + 4, "as many sequences of keys as of queries");
+    a.mask.q_starts = qs->view.data;
+    a.mask.k_starts = ks->view.data;
+    for (int64_t s = 0; s < a.mask.sequences; s++)
+        if (a.mask.k_starts[s + 1] - a.mask.k_starts[s] < a.mask.q_starts[s + 1] - a.mask.q_starts[s])
+            luaL_argerror(L, arg + 4, "a sequence has fewer keys than queries");
+    a.mask.causal = lua_toboolean(L, arg + 5);
+    a.mask.window = check_integer(L, arg + 6, 0, INT64_C(1) << 40);
+    a.scale = (float)luaL_checknumber(L, arg + 7);
+    return a;
+}
+
+/* attention(q, k, v, q_starts, k_starts, causal, window, scale, keep) -> y [, lse] */
+static int l_attention(lua_State *L) {
+    Attention a = check_attention(L, 1);
+    int keep = lua_toboolean(L, 9);
+    Tensor *y = new_like(L, a.q, a.q->view.dtype), *lse = keep ? new_tensor(L, F32, 2, a.q->view.shape) : NULL;
+    RUN(L, backend()->attention(&y->view, lse ? &lse->view : NULL, &a.q->view, &a.k->view, &a.v->view, &a.mask, a.scale));
+    return keep ? 2 : 1;
+}
+
+/* attention_backward(dy, y, lse, q, k, v, q_starts, k_starts, causal, window, scale) -> dq, dk, dv */
+static int l_attention_backward(lua_State *L) {
+    Tensor *dy = rows_tensor(L, 1), *y = rows_tensor(L, 2);
+    Attention a = check_attention(L, 4);
+    same_shape(L, 1, dy, a.q);
+    same_shape(L, 2, y, a.q);
+    Tensor *lse = check_vector(L, 3, F32, a.q->view.shape[0] * a.q->view.shape[1]);
+    Tensor *dq = new_like(L, a.q, a.q->view.dtype), *dk = new_like(L, a.k, a.q->view.dtype), *dv = new_like(L, a.v, a.q->view.dtype);
+    RUN(L, backend()->attention_backward(&dq->view, &dk->view, &dv->view, &dy->view, &y->view, &lse->view, &a.q->view,
+                                         &a.k->view, &a.v->view, &a.mask, a.scale));
+    return 3;
+}
+
+/* attention_decode(q, k, v, lengths, window, scale) -> y; k, v (sequences, capacity, kv_heads, size) */
+static int l_attention_decode(lua_State *L) {
+    Tensor *q = float_heads(L, 1), *k = check_tensor(L, 2), *v = check_tensor(L, 3);
+    const View *vq = &q->view, *vk = &k->view;
+    same_shape(L, 3, v, k);
+    if (vk->dims != 4 || vk->dtype != vq->dtype || vk->shape[0] != vq->shape[0] || vk->shape[3] != vq->shape[2] ||
+        !vk->shape[2] || vq->shape[1] % vk->shape[2] || !tensor_contiguous(k) || !tensor_contiguous(v))
+        return luaL_argerror(L, 2, "expected a cache (sequences, capacity, kv_heads, size) that fits the queries");
+    Tensor *lengths = check_index(L, 4, vq->shape[0], vk->shape[1] + 1, 0);
+    int64_t window = check_integer(L, 5, 0, INT64_C(1) << 40);
+    float scale = (float)luaL_checknumber(L, 6);
+    Tensor *y = new_like(L, q, vq->dtype);
+    RUN(L, backend()->attention_decode(&y->view, vq, vk, &v->view, &lengths->view, window, scale));
+    return 1;
+}
+
+static int l_gate(lua_State *L) {
+    Tensor *g = float_rows(L, 1), *u = float_rows(L, 2);
+    int gate = luaL_checkoption(L, 3, NULL, gate_names);
+    same_shape(L, 2, u, g);
+    Tensor *y = new_like(L, g, g->view.dtype);
+    RUN(L, backend()->gate(&y->view, &g->view, &u->view, (Gate)gate));
+    return 1;
+}
+
+static int l_gate_backward(lua_State *L) {
+    Tensor *dy = float_rows(L, 1), *g = float_rows(L, 2), *u = float_rows(L, 3);
+    int gate = luaL_checkoption(L, 4, NULL, gate_names);
+    same_shape(L, 2, g, dy);
+    same_shape(L, 3, u, dy);
+    Tensor *dg = new_like(L, g, g->view.dtype), *du = new_like(L, u, u->view.dtype);
+    RUN(L, backend()->gate_backward(&dg->view, &du->view, &dy->view, &g->view, &u->view, (Gate)gate));
+    return 2;
+}
+
+/* A weight (out, in), row-major or a transposed view, of a dtype that goes with activations of `dtype`. */
+static Tensor *check_weight(lua_State *L, int arg, Dtype dtype, int64_t in) {
+    Tensor *w = check_tensor(L, arg);
+    const View *v = &w->view;
+    int layout = v->dims == 2 && (v->stride[1] == 1 || v->shape[1] == 1 || v->stride[0] == 1);
+    int type = dtype == BF16 ? v->dtype == BF16 : v->dtype == F32 || v->dtype == BF16 || v->dtype == F16;
+    if (!layout || !type || (in >= 0 && v->shape[1] != in)) {
+        char got[200];
+        luaL_argerror(L, arg, lua_pushfstring(L, "expected a weight (out, %f) for %s activations, got %s", (double)in,
+                                              dtype_name(dtype), tensor_shape_text(w, got, sizeof got)));
+    }
+    return w;
+}
+
+/* Adapter a (rank, in), b (out, rank) at `arg`, `arg + 1`, scale at `arg + 2`; nil: none, and 0 is returned. */
+static int check_lora(lua_State *L, int arg, Lora *lora, const Tensor *w, Dtype dtype) {
+    Tensor *a = optional_tensor(L, arg), *b = optional_tensor(L, arg + 1);
+    if (!a)
+        return 0;
+    if (!b || a->view.dims != 2 || b->view.dims != 2 || a->view.dtype != dtype || b->view.dtype != dtype ||
+        !tensor_contiguous(a) || !tensor_contiguous(b) || a->view.shape[1] != w->view.shape[1] ||
+        b->view.shape[0] != w->view.shape[0] || a->view.shape[0] != b->view.shape[1])
+        luaL_argerror(L, arg, "an adapter is A (rank, in) and B (out, rank) in the activations' dtype");
+    lora->a = &a->view;
+    lora->b = &b->view;
+    lora->scale = (float)luaL_checknumber(L, arg + 2);
+    return 1;
+}
+
+static Tensor *new_rows(lua_State *L, const Tensor *like, Dtype dtype, int64_t width) {
+    int64_t shape[MAX_DIMS];
+    memcpy(shape, like->view.shape, sizeof shape);
+    shape[like->view.dims - 1] = width;
+    return new_tensor(L, dtype, like->view.dims, shape);
+}
+
+/* linear(x, w, bias, a, b, scale, adapter_x, dtype) -> y [, h]; a, b, adapter_x, dtype may be nil */
+static int l_linear(lua_State *L) {
+    Lora lora = {0};
+    Tensor *x = float_rows(L, 1), *w = check_weight(L, 2, x->view.dtype, view_width(&x->view));
+    Tensor *bias = optional_vector(L, 3, F32, w->view.shape[0]), *h = NULL;
+    int adapted = check_lora(L, 4, &lora, w, x->view.dtype);
+    Tensor *source = lua_isnoneornil(L, 7) ? x : float_rows(L, 7);
+    same_shape(L, 7, source, x);
+    lora.x = &source->view;
+    Dtype dtype = lua_isnoneornil(L, 8) ? x->view.dtype : check_dtype(L, 8);
+    Tensor *y = new_rows(L, x, dtype, w->view.shape[0]);
+    if (adapted)
+        h = new_rows(L, x, x->view.dtype, lora.a->shape[0]);
+    RUN(L, backend()->linear(&y->view, h ? &h->view : NULL, &x->view, &w->view, view_of(bias), adapted ? &lora : NULL));
+    return adapted ? 2 : 1;
+}
+
+/* linear_decode(x, w, bias, a, b, scale, dtype) -> y */
+static int l_linear_decode(lua_State *L) {
+    Lora lora = {0};
+    Tensor *x = float_rows(L, 1), *w = check_weight(L, 2, x->view.dtype, view_width(&x->view));
+    Tensor *bias = optional_vector(L, 3, F32, w->view.shape[0]);
+    int adapted = check_lora(L, 4, &lora, w, x->view.dtype);
+    lora.x = &x->view;
+    Dtype dtype = lua_isnoneornil(L, 7) ? x->view.dtype : check_dtype(L, 7);
+    Tensor *y = new_rows(L, x, dtype, w->view.shape[0]);
+    RUN(L, backend()->linear_decode(&y->view, &x->view, &w->view, view_of(bias), adapted ? &lora : NULL));
+    return 1;
+}
+
+/* linear_backward(dy, w, a, b, scale, dx, split, skip) -> dx, dh, dropped: dx is added to if given; split: the adapter's part
+ * apart, in `dropped`; skip: no dx at all. What is not there is nil. */
+static int l_linear_backward(lua_State *L) {
+    Lora lora = {0};
+    lua_settop(L, 8);
+    Tensor *dy = float_rows(L, 1), *w = check_tensor(L, 2), *dx = optional_tensor(L, 6), *dh = NULL, *dropped = NULL;
+    check_weight(L, 2, dy->view.dtype, -1);
+    if (w->view.shape[0] != view_width(&dy->view))
+        return luaL_argerror(L, 2, "dy is not as wide as the weight's output");
+    int adapted = check_lora(L, 3, &lora, w, dy->view.dtype), add = dx != NULL, split = lua_toboolean(L, 7), skip = lua_toboolean(L, 8);
+    if (dx && (dx->view.dtype != dy->view.dtype || view_width(&dx->view) != w->view.shape[1] ||
+               view_rows(&dx->view) != view_rows(&dy->view) || !tensor_contiguous(dx)))
+        return luaL_argerror(L, 6, "the gradient to add to has another shape");
+    if (!skip && !dx)
+        dx = new_rows(L, dy, dy->view.dtype, w->view.shape[1]);
+    else
+        lua_pushvalue(L, 6);
+    if (adapted)
+        dh = new_rows(L, dy, dy->view.dtype, lora.a->shape[0]);
+    else
+        lua_pushnil(L);
+    if (adapted && split)
+        dropped = new_rows(L, dy, dy->view.dtype, w->view.shape[1]);
+    else
+        lua_pushnil(L);
+    RUN(L, backend()->linear_backward(skip ? NULL : &dx->view, dh ? &dh->view : NULL, dropped ? &dropped->view : NULL, &dy->view,
+                                      &w->view, adapted ? &lora : NULL, add));
+    return 3;
+}
+
+/* lora_backward(da, db, dh, dy, h, x, b, scale, starts) */
+static int l_lora_backward(lua_State *L) {
+    Tensor *da = check_tensor(L, 1), *db = check_tensor(L, 2), *dh = float_rows(L, 3), *dy = float_rows(L, 4);
+    Tensor *h = float_rows(L, 5), *x = float_rows(L, 6), *b = check_tensor(L, 7);
+    Lora lora = {&x->view, NULL, &b->view, (float)luaL_checknumber(L, 8)};
+    Tensor *starts = optional_starts(L, 9, view_rows(&dy->view));
+    int64_t rank = view_width(&h->view), rows = view_rows(&dy->view);
+    same_shape(L, 5, h, dh);
+    check_vector(L, 1, F32, rank * view_width(&x->view));
+    check_vector(L, 2, F32, rank * view_width(&dy->view));
+    if (view_rows(&x->view) != rows || view_rows(&h->view) != rows)
+        return luaL_argerror(L, 6, "x, h and dy have as many rows");
+    RUN(L, backend()->lora_backward(&da->view, &db->view, &dh->view, &dy->view, &h->view, &lora, view_of(starts)));
+    return 0;
+}
+
+/* linear_backward_weight(dw, dbias, dy, x, starts) */
+static int l_linear_backward_weight(lua_State *L) {
+    Tensor *dy = float_rows(L, 3), *x = float_rows(L, 4);
+    int64_t out = view_width(&dy->view), in = view_width(&x->view);
+    Tensor *dw = optional_vector(L, 1, F32, out * in), *dbias = optional_vector(L, 2, F32, out);
+    Tensor *starts = optional_starts(L, 5, view_rows(&dy->view));
+    if (view_rows(&x->view) != view_rows(&dy->view) || x->view.dtype != dy->view.dtype)
+        return luaL_argerror(L, 4, "x and dy have as many rows and one dtype");
+    RUN(L, backend()->linear_backward_weight(dw ? &dw->view : NULL, dbias ? &dbias->view : NULL, &dy->view, &x->view, view_of(starts)));
+    return 0;
+}
+
+static int l_matmul(lua_State *L) {
+    Tensor *a = check_tensor(L, 1), *b = check_tensor(L, 2);
+    const View *va = &a->view, *vb = &b->view;
+    if (va->dims != 2 || vb->dims != 2 || va->shape[1] != vb->shape[0] || va->dtype != vb->dtype ||
+        (va->dtype != F32 && va->dtype != BF16)) {
+        char ta[200], tb[200];
+        return luaL_error(L, "matmul: %s and %s do not go together", tensor_shape_text(a, ta, sizeof ta), tensor_shape_text(b, tb, sizeof tb));
+    }
+    for (int i = 1; i <= 2; i++) {
+        Tensor *t = check_tensor(L, i);
+        if (t->view.stride[0] == 1 || t->view.stride[1] == 1)
+            continue;
+        Tensor *copy = new_like(L, t, t->view.dtype);
+        RUN(L, backend()->convert(&copy->view, &t->view));
+        lua_replace(L, i);
+    }
+    a = check_tensor(L, 1), b = check_tensor(L, 2);
+    int64_t shape[2] = {a->view.shape[0], b->view.shape[1]};
+    Tensor *c = new_tensor(L, a->view.dtype, 2, shape);
+    RUN(L, backend()->matmul(&c->view, &a->view, &b->view));
+    return 1;
+}
+
+/* head_loss(x, w, labels, starts, scale, multiplier, gradient, dw) -> nll [, dx] */
+static int l_head_loss(lua_State *L) {
+    Tensor *x = float_rows(L, 1), *w = check_weight(L, 2, x->view.dtype, view_width(&x->view));
+    int64_t rows = view_rows(&x->view);
+    Tensor *labels = check_index(L, 3, rows, w->view.shape[0], -100), *starts = optional_starts(L, 4, rows);
+    float scale = (float)luaL_checknumber(L, 5), multiplier = (float)luaL_optnumber(L, 6, 1);
+    int gradient = lua_toboolean(L, 7);
+    Tensor *dw = optional_vector(L, 8, F32, view_count(&w->view));
+    Tensor *nll = new_tensor(L, F32, 1, &rows), *dx = gradient ? new_like(L, x, x->view.dtype) : NULL;
+    RUN(L, backend()->head_loss(&nll->view, dx ? &dx->view : NULL, dw ? &dw->view : NULL, &x->view, &w->view, &labels->view,
+                                view_of(starts), scale, multiplier));
+    return gradient ? 2 : 1;
+}
+
+/* cross_entropy(logits, labels, scale, gradient) -> nll [, dlogits] */
+static int l_cross_entropy(lua_State *L) {
+    Tensor *x = float_rows(L, 1);
+    int64_t rows = view_rows(&x->view);
+    Tensor *labels = check_index(L, 2, rows, view_width(&x->view), -100);
+    float scale = (float)luaL_optnumber(L, 3, 1);
+    int gradient = lua_toboolean(L, 4);
+    Tensor *nll = new_tensor(L, F32, 1, &rows), *dx = gradient ? new_like(L, x, x->view.dtype) : NULL;
+    RUN(L, backend()->cross_entropy(&nll->view, dx ? &dx->view : NULL, &x->view, &labels->view, scale));
+    return gradient ? 2 : 1;
+}
+
+/* adamw(p, m, v, shadow, g, lr, beta1, beta2, eps, weight_decay, grad_scale, step), in place; shadow may be nil */
+static int l_adamw(lua_State *L) {
+    Tensor *p = check_tensor(L, 1), *shadow = optional_tensor(L, 4);
+    int64_t n = view_count(&p->view);
+    check_vector(L, 1, F32, n);
+    Tensor *m = check_vector(L, 2, F32, n), *v = check_vector(L, 3, F32, n), *g = check_vector(L, 5, F32, n);
+    if (shadow)
+        check_vector(L, 4, BF16, n);
+    Adam adam = {(float)luaL_checknumber(L, 6), (float)luaL_checknumber(L, 7), (float)luaL_checknumber(L, 8),
+                 (float)luaL_checknumber(L, 9), (float)luaL_checknumber(L, 10), (float)luaL_checknumber(L, 11),
+                 check_integer(L, 12, 1, INT64_C(1) << 52)};
+    RUN(L, backend()->adamw(&p->view, &m->view, &v->view, shadow ? &shadow->view : NULL, &g->view, &adam));
+    return 0;
+}
+
+int bind_images(lua_State *L);
+
+int bind_layers(lua_State *L) {
+    static const luaL_Reg functions[] = {
+        {"rope", l_rope}, {"attention", l_attention}, {"attention_backward", l_attention_backward},
+        {"attention_decode", l_attention_decode}, {"gate", l_gate}, {"gate_backward", l_gate_backward}, {"linear", l_linear},
+        {"linear_decode", l_linear_decode}, {"linear_backward", l_linear_backward}, {"lora_backward", l_lora_backward},
+        {"linear_backward_weight", l_linear_backward_weight}, {"matmul", l_matmul}, {"head_loss", l_head_loss},
+        {"cross_entropy", l_cross_entropy}, {"adamw", l_adamw}, {NULL, NULL}};
+    luaL_register(L, NULL, functions);
+    return bind_images(L);
+}
