@@ -2,13 +2,14 @@
 VERSION := 0.1.0
 PREFIX  ?= /usr/local
 BUILD   ?= build
+LINTS   := lint-lua lint-c lint-cppcheck
 
 ifeq ($(origin CC),default)
 CC := gcc
 endif
 CFLAGS ?= -O2 -g
 KERNEL_CFLAGS := $(if $(filter file,$(origin CFLAGS)),$(CFLAGS) -O3,-O3 $(CFLAGS))
-ifeq ($(filter -j% --jobserver%,$(MAKEFLAGS)),)
+ifeq ($(MAKELEVEL)$(filter -j% --jobserver%,$(MAKEFLAGS)),0)
 MAKEFLAGS += -j$(shell nproc)
 endif
 
@@ -37,12 +38,13 @@ OBJECTS := $(COMMON:%.c=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(CPU_EACH:kernels/c
 LUAJIT_CFLAGS = $(eval LUAJIT_CFLAGS := $$(shell pkg-config --cflags luajit))$(LUAJIT_CFLAGS)
 LUAJIT_LIBS   = $(eval LUAJIT_LIBS := $$(shell pkg-config --libs luajit))$(LUAJIT_LIBS)
 WARNINGS := -Wall -Wextra
-BASE     = -std=gnu11 -D_GNU_SOURCE $(WARNINGS) -fopenmp -Ikernels -Ihost -I$(BUILD) -MMD -MP $(SANITIZE)
+BASE     = -std=gnu11 -D_GNU_SOURCE= $(WARNINGS) -fopenmp -Ikernels -Ihost -I$(BUILD) -MMD -MP $(SANITIZE)
 LIBS     = $(LUAJIT_LIBS) -lcjson -lpcre2-8 -lutf8proc -ledit -ldnnl -lxxhash -lm -lpthread -ldl
 
-.PHONY: all demo test install uninstall bench lint sanitize fuzz clean help deps deps-test deps-fuzz banner FORCE
+.PHONY: all objects demo test install uninstall bench lint $(LINTS) sanitize fuzz clean help deps deps-test deps-fuzz FORCE
 .DELETE_ON_ERROR:
 all: $(BUILD)/onn
+objects: $(OBJECTS)
 
 # --- building ---------------------------------------------------------------------------------------------------------
 # With DRAFT=1 files that do not compile are left out and missing symbols are forgiven: for work on one part alone.
@@ -51,7 +53,7 @@ $(BUILD)/onn: $(OBJECTS)
 	@echo "cuda: none, cpu only"
 ifdef DRAFT
 	@zero=$$($(link) -o $@ $(wildcard $^) $(LIBS) 2>&1 | sed -n "s/.*undefined reference to \`\(.*\)'.*/-Wl,--defsym=\1=0/p" | sort -u); \
-	echo "missing symbols: $$zero" | sed 's/-Wl,--defsym=//g; s/=0//g'; $(link) -o $@ $(wildcard $^) $(LIBS) $$zero
+	echo "missing symbols: $$(echo $$zero | wc -w)"; $(link) -o $@ $(wildcard $^) $(LIBS) $$zero
 else
 	$(link) -o $@ $^ $(LIBS)
 endif
@@ -101,6 +103,60 @@ deps-test: | deps
 deps-fuzz: | deps
 	$(call ensure,$(FUZZ_PACKAGES))
 
+# --- programs ---------------------------------------------------------------------------------------------------------
+demo: all
+	$(BUILD)/onn recipes/demo.lua
+
+BENCH ?= recipes/benchmark.lua --help
+bench: all
+	$(BUILD)/onn $(BENCH)
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+# SPECS= names files or folders to run instead of all; the last line is `N passed, N failed`.
+JOBS    ?= 1
+TIMEOUT ?= 300
+C_TESTS := $(patsubst tests/%.c,$(BUILD)/asan/tests/%,$(wildcard tests/*_test.c tests/*/*_test.c))
+
+test: all deps-test sanitize
+	@$(BUILD)/onn tests/run.lua --jobs $(JOBS) --timeout $(TIMEOUT) \
+	    $(if $(SPECS),,$(foreach l,$(LINTS),--check '$(l)=$(MAKE) -s $(l) BUILD=$(BUILD)') \
+	    $(foreach t,$(C_TESTS),--check '$(t:$(BUILD)/asan/%=%)=$(SANITIZER_OPTIONS) $(t)') \
+	    --check 'host specs under sanitizers=$(SANITIZER_OPTIONS) $(BUILD)/asan/onn tests/run.lua tests/host') $(SPECS)
+
+lint: $(LINTS)
+lint-lua: | deps-test
+	luacheck --quiet --no-color lua recipes tests
+# clang reads the same sources with its own warnings where it is installed.
+lint-c: | deps
+	$(MAKE) -s BUILD=$(BUILD)/lint WARNINGS='-Wall -Wextra -Werror' CFLAGS='-O1 -g0' KERNEL_CFLAGS='-O1 -g0' objects
+lint-cppcheck: | deps-test
+	cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr --enable=warning,portability,performance \
+	    --suppress=missingIncludeSystem --suppress=normalCheckLevelMaxBranches --suppress=unknownMacro \
+	    -D_GNU_SOURCE -D__x86_64__ -DISA=avx2 --library=posix -Ikernels -Ihost \
+	    -j $$(nproc) kernels host
+
+# The whole program and the C tests (tests/**/*_test.c, one program each) under ASan and UBSan, in $(BUILD)/asan.
+SANITIZER_OPTIONS := ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 OMP_NUM_THREADS=2
+sanitize: | deps
+	$(MAKE) BUILD=$(BUILD)/asan SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' \
+	    CFLAGS='-O1 -g' KERNEL_CFLAGS='-O1 -g' $(BUILD)/asan/onn $(C_TESTS)
+
+$(BUILD)/tests/%_test: tests/%_test.c $(filter-out $(BUILD)/host/main.o,$(OBJECTS)) | deps
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(LUAJIT_CFLAGS) $(CPPFLAGS) $(CFLAGS) -MF $@.d -o $@ $< $(filter %.o,$^) $(LDFLAGS) $(LIBS)
+
+# libFuzzer targets, tests/fuzz/*_fuzz.c; FUZZ_SECONDS for each.
+FUZZ_SECONDS ?= 30
+FUZZ := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*_fuzz.c))
+fuzz: | deps deps-fuzz
+	$(MAKE) BUILD=$(BUILD)/fuzz CC=clang SANITIZE='-fsanitize=address,undefined,fuzzer-no-link' CFLAGS='-O1 -g' \
+	    KERNEL_CFLAGS='-O1 -g' $(FUZZ:%=$(BUILD)/fuzz/%)
+	@for target in $(FUZZ); do mkdir -p $(BUILD)/fuzz/corpus/$$target && \
+	    $(BUILD)/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=$(BUILD)/fuzz/$$target- \
+	        $(BUILD)/fuzz/corpus/$$target || exit 1; done
+$(BUILD)/%_fuzz: tests/fuzz/%_fuzz.c $(filter-out $(BUILD)/host/main.o,$(OBJECTS)) | deps
+	$(CC) $(BASE) $(CFLAGS) -fsanitize=fuzzer -MF $@.d -o $@ $< $(filter %.o,$^) $(LDFLAGS) $(LIBS)
+
 # --- installing -------------------------------------------------------------------------------------------------------
 install: all
 	mkdir -p "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/share/onn"
@@ -114,3 +170,16 @@ uninstall:
 
 clean:
 	rm -rf $(BUILD)
+
+help:
+	@echo 'make             builds $(BUILD)/onn, after installing missing Debian packages'
+	@echo 'make demo        runs recipes/demo.lua'
+	@echo 'make test        lint, C tests under ASan and UBSan, specs; SPECS=tests/lua to run some, JOBS=4 to run several at once'
+	@echo 'make lint        luacheck, compiler warnings as errors, cppcheck'
+	@echo 'make sanitize    $(BUILD)/asan/onn and the C tests under ASan and UBSan'
+	@echo 'make fuzz        libFuzzer targets, FUZZ_SECONDS=30 each'
+	@echo 'make bench       BENCH="recipes/benchmark.lua MODEL"'
+	@echo 'make install     PREFIX=/usr/local DESTDIR='
+	@echo 'make uninstall'
+	@echo 'make clean'
+	@echo 'variables: CC CFLAGS LDFLAGS BUILD; NODEPS=1 leaves packages alone'

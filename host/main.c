@@ -22,6 +22,8 @@
 #pragma weak bind_ops
 #pragma weak bind_tokenizer
 int bind_signals(lua_State *L);
+int bind_terminal(lua_State *L);
+static int bind_program(lua_State *L);
 const char *backend_describe(void) __attribute__((weak));
 
 /* require "onn.core.<name>" gives what the opener leaves on the stack. */
@@ -29,8 +31,9 @@ static const struct {
     const char *name;
     lua_CFunction open;
 } core[] = {
-    {"json", bind_json},     {"store", bind_store}, {"system", bind_system},       {"tensor", bind_tensor},
-    {"ops", bind_ops},       {"tokenizer", bind_tokenizer}, {"signals", bind_signals},
+    {"json", bind_json},           {"store", bind_store},     {"system", bind_system},     {"tensor", bind_tensor},
+    {"ops", bind_ops},             {"signals", bind_signals}, {"terminal", bind_terminal}, {"program", bind_program},
+    {"tokenizer", bind_tokenizer},
 };
 
 static lua_State *main_state; /* for the signal handler only */
@@ -153,6 +156,18 @@ static void set_paths(lua_State *L) {
         lua_pop(L, 1);
 }
 
+/* onn.core.program: version, revision, and the folder that holds lua/ and recipes/ */
+static int bind_program(lua_State *L) {
+    lua_createtable(L, 0, 3);
+    lua_pushstring(L, ONN_VERSION);
+    lua_setfield(L, -2, "version");
+    lua_pushstring(L, ONN_REVISION);
+    lua_setfield(L, -2, "revision");
+    lua_pushstring(L, paths_home());
+    lua_setfield(L, -2, "home");
+    return 1;
+}
+
 static void load_core(lua_State *L) {
     lua_getfield(L, LUA_REGISTRYINDEX, "_LOADED");
     for (size_t i = 0; i < sizeof core / sizeof *core; i++) {
@@ -184,8 +199,6 @@ static int open_all(lua_State *L) {
     lua_pushcfunction(L, l_exit);
     lua_setfield(L, -2, "exit");
     lua_pop(L, 1);
-    lua_pushstring(L, ONN_VERSION);
-    lua_setfield(L, LUA_REGISTRYINDEX, "onn.version");
     load_core(L);
     return 0;
 }
@@ -367,9 +380,8 @@ static int run(lua_State *L, int argc, char **argv) {
     else if (!o.code)
         o.interactive = 1;
     if (o.interactive) {
-        lua_getglobal(L, "require");
-        lua_pushstring(L, "onn.repl");
-        code = call(L, 1);
+        int status = luaL_loadstring(L, "require('onn.repl').start()");
+        code = run_chunk(L, status, 0, NULL);
     }
     return code;
 }
