@@ -1,4 +1,5 @@
 /* onn.core.ops, second part: what models are made of: products with LoRA, attention, rotary, gates, losses, convolution. */
+#include <math.h>
 #include <string.h>
 
 #include "bind_shapes.h"
@@ -31,6 +32,25 @@ static int l_rope(lua_State *L) {
     Tensor *y = new_like(L, x, x->view.dtype);
     RUN(L, backend()->rope(&y->view, &x->view, &cos->view, &sin->view, &positions->view, interleaved, sign));
     return 1;
+}
+
+/* rope_table(inv_freq, positions, scale) -> cos, sin f32 (positions, half): of the f32 products position * inv_freq, as the
+ * reference implementations take them; scale multiplies both (attention factor of scaled rotary). */
+static int l_rope_table(lua_State *L) {
+    Tensor *inv = check_tensor(L, 1);
+    int64_t half = view_count(&inv->view), shape[2] = {check_integer(L, 2, 1, 1 << 24), half};
+    double scale = luaL_optnumber(L, 3, 1);
+    check_vector(L, 1, F32, half);
+    Tensor *cos_table = new_tensor(L, F32, 2, shape), *sin_table = new_tensor(L, F32, 2, shape);
+    const float *f = inv->view.data;
+    float *c = cos_table->view.data, *s = sin_table->view.data;
+    for (int64_t p = 0; p < shape[0]; p++)
+        for (int64_t i = 0; i < half; i++) {
+            float angle = (float)p * f[i];
+            c[p * half + i] = (float)(cos((double)angle) * scale);
+            s[p * half + i] = (float)(sin((double)angle) * scale);
+        }
+    return 2;
 }
 
 /* Arguments q, k, v at `arg`..arg+2, then q_starts, k_starts, causal, window, scale. */
@@ -310,7 +330,7 @@ int bind_images(lua_State *L);
 
 int bind_layers(lua_State *L) {
     static const luaL_Reg functions[] = {
-        {"rope", l_rope}, {"attention", l_attention}, {"attention_backward", l_attention_backward},
+        {"rope", l_rope}, {"rope_table", l_rope_table}, {"attention", l_attention}, {"attention_backward", l_attention_backward},
         {"attention_decode", l_attention_decode}, {"gate", l_gate}, {"gate_backward", l_gate_backward}, {"linear", l_linear},
         {"linear_decode", l_linear_decode}, {"linear_backward", l_linear_backward}, {"lora_backward", l_lora_backward},
         {"linear_backward_weight", l_linear_backward_weight}, {"matmul", l_matmul}, {"head_loss", l_head_loss},

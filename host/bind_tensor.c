@@ -9,12 +9,14 @@
 typedef struct Handle {
     Tensor tensor;
     struct Handle *previous, *next;
-    int depth; /* 0: in no scope */
+    int depth;       /* 0: in no scope */
+    uint64_t serial; /* order of making */
 } Handle;
 
 enum { MAX_SCOPES = 200 };
 static Handle *scopes[MAX_SCOPES + 1];
 static int depth;
+static uint64_t last_serial;
 static const Backend *table;
 
 const Backend *backend(void) { return table; }
@@ -45,6 +47,7 @@ Tensor *push_tensor(lua_State *L) {
     memset(h, 0, sizeof *h);
     luaL_getmetatable(L, CLASS);
     lua_setmetatable(L, -2);
+    h->serial = ++last_serial;
     link_handle(h, depth);
     return &h->tensor;
 }
@@ -459,6 +462,22 @@ static int l_keep(lua_State *L) {
     return lua_gettop(L);
 }
 
+/* serial() -> number of the newest tensor; serial(t) -> t's own: tells what was made since a moment. */
+static int l_serial(lua_State *L) {
+    lua_pushnumber(L, (double)(lua_isnoneornil(L, 1) ? last_serial : ((Handle *)luaL_checkudata(L, 1, CLASS))->serial));
+    return 1;
+}
+
+static int l_is_tensor(lua_State *L) {
+    int is = 0;
+    if (lua_type(L, 1) == LUA_TUSERDATA && lua_getmetatable(L, 1)) {
+        luaL_getmetatable(L, CLASS);
+        is = lua_rawequal(L, -1, -2);
+    }
+    lua_pushboolean(L, is);
+    return 1;
+}
+
 static int l_memory(lua_State *L) {
     MemoryInfo info = memory_info(memory_cpu());
     lua_createtable(L, 0, 4);
@@ -514,7 +533,7 @@ int bind_tensor(lua_State *L) {
         {"totable", l_totable}, {"describe", l_describe}, {"data", l_data}, {NULL, NULL}};
     static const luaL_Reg functions[] = {
         {"new", l_new}, {"zeros", l_zeros}, {"from_table", l_from_table}, {"from_data", l_from_data},
-        {"scope_begin", l_scope_begin}, {"scope_end", l_scope_end}, {"keep", l_keep}, {"memory", l_memory},
+        {"scope_begin", l_scope_begin}, {"scope_end", l_scope_end}, {"keep", l_keep}, {"serial", l_serial}, {"is_tensor", l_is_tensor}, {"memory", l_memory},
         {"set_budget", l_set_budget}, {"reset_peak", l_reset_peak}, {"trim", l_trim}, {"set_threads", l_set_threads},
         {"threads", l_threads}, {"backend", l_backend}, {NULL, NULL}};
     if (!(table = backend_cpu()))

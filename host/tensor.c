@@ -74,23 +74,34 @@ int tensor_contiguous(const Tensor *t) {
     return 1;
 }
 
-static void set_shape(View *v, int dims, const int64_t *shape) {
-    int64_t step = 1;
-    v->dims = dims;
-    for (int i = dims - 1; i >= 0; i--) {
-        v->shape[i] = shape[i];
-        v->stride[i] = step;
-        step *= shape[i] ? shape[i] : 1;
+/* Strides that show `v`'s elements under another shape without a copy; 0 if there are none. Walks both shapes from the
+ * back, matching runs of dimensions that are contiguous among themselves. */
+static int restride(const View *v, int dims, const int64_t *shape, int64_t *stride) {
+    int from = v->dims - 1, to = dims - 1;
+    while (from >= 0 || to >= 0) {
+        int64_t have = from >= 0 ? v->shape[from] : 1, want = 1;
+        int64_t step = from >= 0 ? v->stride[from] : 1, run = step;
+        from--;
+        while (from >= 0 && (v->shape[from] == 1 || v->stride[from] == step * have))
+            have *= v->shape[from--];
+        while (to >= 0 && want < have) {
+            stride[to] = run;
+            run *= shape[to];
+            want *= shape[to--];
+        }
+        while (to >= 0 && shape[to] == 1)
+            stride[to--] = run;
+        if (want != have)
+            return 0;
     }
+    return 1;
 }
 
 Status tensor_reshape(Tensor *t, int dims, const int64_t *shape) {
-    int64_t sizes[MAX_DIMS], product = 1, count = view_count(&t->view);
+    int64_t sizes[MAX_DIMS], steps[MAX_DIMS], product = 1, count = view_count(&t->view);
     int open = -1;
     if (dims > MAX_DIMS)
         return fail(ERR_ARGUMENT, "a tensor has at most %d dimensions, not %d", MAX_DIMS, dims);
-    if (!tensor_contiguous(t))
-        return fail(ERR_ARGUMENT, "only contiguous tensors can be reshaped; use :contiguous() first");
     for (int i = 0; i < dims; i++) {
         sizes[i] = shape[i];
         if (shape[i] == -1 && open < 0)
@@ -102,7 +113,18 @@ Status tensor_reshape(Tensor *t, int dims, const int64_t *shape) {
         product *= sizes[open] = product ? count / product : 0;
     if (product != count)
         return fail(ERR_ARGUMENT, "%lld elements do not fill a shape of %lld", (long long)count, (long long)product);
-    set_shape(&t->view, dims, sizes);
+    if (!count || tensor_contiguous(t)) {
+        int64_t step = 1;
+        for (int i = dims - 1; i >= 0; i--) {
+            steps[i] = step;
+            step *= sizes[i] ? sizes[i] : 1;
+        }
+    } else if (!restride(&t->view, dims, sizes, steps)) {
+        return fail(ERR_ARGUMENT, "this view's elements do not lie so that they can be reshaped; use :contiguous() first");
+    }
+    t->view.dims = dims;
+    for (int i = 0; i < dims; i++)
+        t->view.shape[i] = sizes[i], t->view.stride[i] = steps[i];
     return OK;
 }
 

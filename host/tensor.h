@@ -27,7 +27,7 @@ size_t tensor_bytes(const Tensor *t);
 
 int tensor_contiguous(const Tensor *t);
 
-/* tensor_reshape() : ERR_ARGUMENT if the view is not contiguous or the product differs; one size may be -1. */
+/* tensor_reshape() : ERR_ARGUMENT if the product differs or a copy would be needed; one size may be -1. */
 Status tensor_reshape(Tensor *t, int dims, const int64_t *shape);
 
 /* tensor_narrow() : the part [start, start + length) of dimension `dim`. */

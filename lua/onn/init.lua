@@ -3,6 +3,11 @@ local program = require "onn.core.program"
 
 local onn = { version = program.version, revision = program.revision, home = program.home }
 
+local core = require "onn.core.tensor"
+onn.keep = core.keep -- tensors given to it outlive the scope they were made in
+-- Bytes of device memory: {used, cached, peak, budget}.
+onn.memory = core.memory
+
 local function names()
   local found = {}
   local ok, lfs = pcall(require, "lfs")

@@ -1,0 +1,167 @@
+-- The decoder-only block, one for all families: what a config means, which tensors it wants, and how a stage runs.
+-- The carry holds hidden (tokens, width), positions i32, starts i32 (sequences + 1), rows i64 (for dropout).
+local linear = require "onn.nn.linear"
+local ops = require "onn.ops"
+local rope = require "onn.nn.rope"
+
+local decoder = {}
+
+-- Sizes and switches of a model, from its config.json through the family's names.
+-- Returns the description, or nil and a list of what is missing or wrong.
+function decoder.describe(config, family)
+  local c, wrong = {}, {}
+  for key, name in pairs(family.config) do
+    c[key] = config[name]
+    if c[key] == nil then c[key] = family.defaults[key] end
+  end
+  for _, key in ipairs { "width", "inner", "layers", "heads", "vocabulary" } do
+    local v = c[key]
+    if type(v) ~= "number" or v < 1 or v ~= math.floor(v) or v > 2 ^ 31 then
+      wrong[#wrong + 1] = ("config.json: '%s' should be a positive integer, found %s"):format(family.config[key], tostring(v))
+    end
+  end
+  if #wrong > 0 then return nil, wrong end
+  c.kv_heads = c.kv_heads or c.heads
+  c.head_size = c.head_size or c.width / c.heads
+  if c.head_size ~= math.floor(c.head_size) or c.heads % c.kv_heads ~= 0 then
+    return nil, { ("config.json: %d heads and %d key heads do not fit a width of %d"):format(c.heads, c.kv_heads, c.width) }
+  end
+  local gates = { silu = "silu", swish = "silu", gelu = "gelu", gelu_new = "gelu_tanh", gelu_pytorch_tanh = "gelu_tanh", relu = "relu" }
+  c.gate = gates[c.activation]
+  if not c.gate then wrong[#wrong + 1] = ("config.json: activation '%s' is not known"):format(tostring(c.activation)) end
+  local angles, problem = rope.read(config, c.head_size)
+  if not angles then wrong[#wrong + 1] = "config.json: " .. problem end
+  c.rope, c.bias, c.qk_norm, c.fused, c.names, c.family = angles, family.bias(c), family.qk_norm, family.fused, family.names, family.name
+  c.windows = {}
+  for layer = 0, c.layers - 1 do c.windows[layer] = family.window and family.window(config, layer) or 0 end
+  if #wrong > 0 then return nil, wrong end
+  return c
+end
+
+-- The linear layers of one block: role -> {name (relative), out, in, bias}.
+local function products(c)
+  local q, kv, n = c.heads * c.head_size, c.kv_heads * c.head_size, c.names
+  local list = {}
+  local function add(role, name, out, into, bias) list[#list + 1] = { role = role, name = name, out = out, into = into, bias = bias or false } end
+  if c.fused and c.fused.qkv then
+    add("qkv", c.fused.qkv, q + 2 * kv, c.width)
+  else
+    add("q", n.q, q, c.width, c.bias.q)
+    add("k", n.k, kv, c.width, c.bias.k)
+    add("v", n.v, kv, c.width, c.bias.v)
+  end
+  add("o", n.o, c.width, q, c.bias.o)
+  if c.fused and c.fused.gate_up then
+    add("gate_up", c.fused.gate_up, 2 * c.inner, c.width)
+  else
+    add("gate", n.gate, c.inner, c.width, c.bias.gate)
+    add("up", n.up, c.inner, c.width, c.bias.up)
+  end
+  add("down", n.down, c.width, c.inner, c.bias.down)
+  return list
+end
+
+-- Stages of the model: each {name, kind, index, layers = products, tensors = {{name, shape, role, vector}}}.
+function decoder.stages(c)
+  local n, stages = c.names, {}
+  local function weight(name, role, shape) return { name = name .. ".weight", role = role, shape = shape, vector = #shape == 1 } end
+  stages[1] = { name = n.embed, kind = "embedding", layers = {}, tensors = { weight(n.embed, "embed", { c.vocabulary, c.width }) } }
+  for layer = 0, c.layers - 1 do
+    local prefix = n.block:format(layer)
+    local stage = { name = prefix, kind = "block", index = layer, layers = {}, tensors = {} }
+    local function add(t) stage.tensors[#stage.tensors + 1] = t end
+    add(weight(prefix .. "." .. n.norm1, "norm1", { c.width }))
+    for _, p in ipairs(products(c)) do
+      local name = prefix .. "." .. p.name
+      stage.layers[#stage.layers + 1] = { role = p.role, name = name, out = p.out, into = p.into }
+      add(weight(name, p.role, { p.out, p.into }))
+      if p.bias then add { name = name .. ".bias", role = p.role .. "_bias", shape = { p.out }, vector = true } end
+    end
+    if c.qk_norm then
+      add(weight(prefix .. "." .. n.q_norm, "q_norm", { c.head_size }))
+      add(weight(prefix .. "." .. n.k_norm, "k_norm", { c.head_size }))
+    end
+    add(weight(prefix .. "." .. n.norm2, "norm2", { c.width }))
+    stages[#stages + 1] = stage
+  end
+  local head = { name = n.head, kind = "head", layers = {}, tensors = { weight(n.final_norm, "final_norm", { c.width }) } }
+  if c.tied then head.shares = { head = n.embed .. ".weight" } end
+  if not c.tied then head.tensors[2] = weight(n.head, "head", { c.vocabulary, c.width }) end
+  stages[#stages + 1] = head
+  return stages
+end
+
+local function heads(x, count, size) return ops.view(x, { x:size(1), count, size }) end
+
+local function attention(c, stage, x, carry, ctx)
+  local w = stage.weights
+  local q, k, v
+  if w.qkv then
+    local kv = c.kv_heads * c.head_size
+    q, k, v = ops.split(linear(w.qkv, x, ctx), { c.heads * c.head_size, kv, kv })
+  else
+    q, k, v = linear(w.q, x, ctx), linear(w.k, x, ctx), linear(w.v, x, ctx)
+  end
+  q, k, v = heads(q, c.heads, c.head_size), heads(k, c.kv_heads, c.head_size), heads(v, c.kv_heads, c.head_size)
+  if w.q_norm then q, k = ops.rms_norm(q, w.q_norm, c.eps), ops.rms_norm(k, w.k_norm, c.eps) end
+  q, k = ops.rope(q, carry.angles, carry.positions), ops.rope(k, carry.angles, carry.positions)
+  local window, scale = c.windows[stage.index], 1 / math.sqrt(c.head_size)
+  local y
+  if ctx.cache then
+    y = ctx.cache:attend(stage.index, q, k, v, window, scale)
+  else
+    y = ops.attention(q, k, v, { starts = carry.starts, causal = true, window = window, scale = scale })
+  end
+  return linear(w.o, ops.view(y, { x:size(1), c.heads * c.head_size }), ctx)
+end
+
+local function mlp(c, stage, x, ctx)
+  local w = stage.weights
+  local gate, up
+  if w.gate_up then
+    gate, up = ops.split(linear(w.gate_up, x, ctx), { c.inner, c.inner })
+  else
+    gate, up = linear(w.gate, x, ctx), linear(w.up, x, ctx)
+  end
+  return linear(w.down, ops.gate(gate, up, c.gate), ctx)
+end
+
+local forward = {}
+
+function forward.embedding(_, stage, carry, ctx)
+  carry.hidden = ops.embedding(stage.weights.embed, carry.ids, ctx.dtype)
+  return carry
+end
+
+function forward.block(c, stage, carry, ctx)
+  local x, w = carry.hidden, stage.weights
+  local h = ops.add(x, attention(c, stage, ops.rms_norm(x, w.norm1, c.eps), carry, ctx))
+  carry.hidden = ops.add(h, mlp(c, stage, ops.rms_norm(h, w.norm2, c.eps), ctx))
+  return carry
+end
+
+-- With ctx.labels: carry.nll (tokens), the loss of each; else carry.logits f32 (tokens, vocabulary), of ctx.only's rows if given.
+function forward.head(c, stage, carry, ctx)
+  local w = stage.weights
+  local x = carry.hidden
+  if ctx.only then x = ctx.only(x) end
+  x = ops.rms_norm(x, w.final_norm, c.eps)
+  carry.last_hidden = x
+  if ctx.labels then
+    carry.nll = ops.head_loss(x, w.head, ctx.labels, carry.starts, ctx.loss_scale, 1)
+  elseif ctx.decode then
+    carry.logits = require("onn.core.ops").linear_decode(x, w.head, nil, nil, nil, nil, "f32")
+  else
+    carry.logits = (ops.linear(x, w.head, nil, nil, nil, nil, nil, "f32"))
+  end
+  return carry
+end
+
+-- Runs one stage: carry in, carry out (a new table; the old one stays as it was).
+function decoder.forward(c, stage, carry, ctx)
+  local out = {}
+  for k, v in pairs(carry) do out[k] = v end
+  return forward[stage.kind](c, stage, out, ctx)
+end
+
+return decoder

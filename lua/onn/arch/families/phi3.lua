@@ -1,0 +1,9 @@
+-- Phi-3 and Phi-4: llama with q, k, v in one weight (rows [Q; K; V]), gate and up in another ([gate; up]), and partial rotary.
+return {
+  name = "phi3",
+  model_types = { "phi3" },
+  base = "llama",
+  bias = function() return {} end,
+  fused = { qkv = "self_attn.qkv_proj", gate_up = "mlp.gate_up_proj" },
+  window = function(config) return config.sliding_window end,
+}

@@ -1,0 +1,109 @@
+-- Architectures: which family a config names, which stages it has, and whether a store holds exactly their tensors.
+-- A family is one file in arch/families; it may build on another (base).
+local decoder = require "onn.arch.decoder"
+local json = require "onn.core.json"
+local lfs = require "lfs"
+local program = require "onn.core.program"
+
+local arch = {}
+
+local function inherit(family, load)
+  if not family.base then return family end
+  local base = inherit(load(family.base), load)
+  local whole = {}
+  for k, v in pairs(base) do whole[k] = v end
+  for k, v in pairs(family) do
+    if k == "names" or k == "config" or k == "defaults" then
+      local joined = {}
+      for name, value in pairs(base[k]) do joined[name] = value end
+      for name, value in pairs(v) do joined[name] = value end
+      v = joined
+    end
+    whole[k] = v
+  end
+  return whole
+end
+
+local families -- model_type -> family
+
+-- All families by model_type, read once from lua/onn/arch/families.
+function arch.families()
+  if families then return families end
+  families = {}
+  local function load(name) return require("onn.arch.families." .. name) end
+  for file in lfs.dir(program.home .. "/lua/onn/arch/families") do
+    local name = file:match "^([%w_]+)%.lua$"
+    if name then
+      local family = inherit(load(name), load)
+      for _, kind in ipairs(family.model_types) do families[kind] = family end
+    end
+  end
+  return families
+end
+
+-- A config without JSON nulls, with text_config's keys on top (multimodal checkpoints nest the decoder's there).
+local function plain(value)
+  if type(value) ~= "table" then return value end
+  local copy = {}
+  for k, v in pairs(value) do if v ~= json.null then copy[k] = plain(v) end end
+  return copy
+end
+
+function arch.clean(config)
+  local c = plain(config)
+  if type(c.text_config) == "table" then for k, v in pairs(c.text_config) do c[k] = v end end
+  return c
+end
+
+-- {family, sizes, stages} of a config, or nil and a list of what is missing for running it.
+function arch.describe(config)
+  config = arch.clean(config)
+  local kind = config.model_type
+  if type(kind) ~= "string" then return nil, { "config.json: no 'model_type'" } end
+  local family = arch.families()[kind]
+  if not family then
+    local known = {}
+    for name in pairs(arch.families()) do known[#known + 1] = name end
+    table.sort(known)
+    return nil, { ("architecture '%s' is not known (known: %s)"):format(kind, table.concat(known, ", ")) }
+  end
+  local sizes, wrong = decoder.describe(config, family)
+  if not sizes then return nil, wrong end
+  return { family = family, sizes = sizes, stages = decoder.stages(sizes), config = config, forward = decoder.forward }
+end
+
+local function shape_text(shape) return "(" .. table.concat(shape, ", ") .. ")" end
+
+-- Buffers that old checkpoints carry and nothing reads.
+local function ignorable(name, described)
+  return name:find "rotary_emb%.inv_freq$" or name:find "%.attn%.bias$"
+    or (described.sizes.tied and name == described.sizes.names.head .. ".weight")
+end
+
+-- Compares the stages' tensors with the store's: a list of every missing, mis-shaped and unexpected one; empty if all is well.
+function arch.check(described, store)
+  local wrong, expected = {}, {}
+  for _, stage in ipairs(described.stages) do
+    for _, t in ipairs(stage.tensors) do
+      expected[t.name] = true
+      local entry = store:info(t.name)
+      if not entry then
+        wrong[#wrong + 1] = ("tensor '%s' %s is missing"):format(t.name, shape_text(t.shape))
+      else
+        local same = #entry.shape == #t.shape
+        for d = 1, #t.shape do same = same and entry.shape[d] == t.shape[d] end
+        if not same then
+          wrong[#wrong + 1] = ("tensor '%s' has the shape %s, expected %s"):format(t.name, shape_text(entry.shape), shape_text(t.shape))
+        elseif not ({ F32 = true, BF16 = true, F16 = true })[entry.dtype] then
+          wrong[#wrong + 1] = ("tensor '%s' is %s, expected F32, BF16 or F16"):format(t.name, entry.dtype)
+        end
+      end
+    end
+  end
+  for _, name in ipairs(store:names()) do
+    if not expected[name] and not ignorable(name, described) then wrong[#wrong + 1] = ("tensor '%s' is not expected"):format(name) end
+  end
+  return wrong
+end
+
+return arch

@@ -1,0 +1,265 @@
+-- Rules: how each operation runs and how its gradient runs back.
+--   forward(s, i, ...)  -> outputs; i holds the input tensors, s what the backward will read (only if s.keep)
+--   backward(s, dy, c)  -> one gradient per input, nil where there is none
+-- c.wants(k): is a gradient of input k wanted; c.leaf(k): its gradient buffer (f32, added to) if it is trained;
+-- c.old(k): a gradient of input k met before, which may be added to in place and returned; c.starts: borders of sequences.
+local core = require "onn.core.ops"
+local tape = require "onn.autograd.tape"
+local tensors = require "onn.core.tensor"
+
+local rules = {}
+
+-- The gradient of a broadcast operand: summed over the dimensions along which it was repeated.
+local function unbroadcast(g, shape)
+  local dims = g:shape()
+  local lead = #dims - #shape
+  for d = 1, #dims do
+    local size = d > lead and shape[d - lead] or 1
+    if size == 1 and dims[d] ~= 1 then
+      local rest = g:transpose(d, #dims):contiguous()
+      local kept = rest:shape()
+      kept[#dims] = 1
+      g = core.reduce(rest, "sum"):view(kept):transpose(d, #dims)
+    end
+  end
+  return g:contiguous():view(shape)
+end
+
+local function keep(s, ...)
+  if s.keep then for k = 1, select("#", ...) do s[k] = (select(k, ...)) end end
+end
+
+local function unary(name)
+  return {
+    forward = function(s, i) local y = core.unary(i[1], name); keep(s, i[1], y); return y end,
+    backward = function(s, dy) return core.unary_backward(dy, s[1], s[2], name) end,
+  }
+end
+for _, name in ipairs { "neg", "exp", "log", "sqrt", "abs", "square", "tanh", "sigmoid", "relu", "silu", "gelu", "gelu_tanh" } do
+  rules[name] = unary(name)
+end
+
+local function binary(name, da, db)
+  return {
+    forward = function(s, i)
+      keep(s, i[1], i[2])
+      if s.keep then s.a, s.b = i[1]:shape(), i[2]:shape() end
+      return core.binary(i[1], i[2], name)
+    end,
+    backward = function(s, dy, c)
+      return c.wants(1) and unbroadcast(da(dy, s[1], s[2]), s.a) or nil, c.wants(2) and unbroadcast(db(dy, s[1], s[2]), s.b) or nil
+    end,
+  }
+end
+local function mul(a, b) return core.binary(a, b, "mul") end
+local function div(a, b) return core.binary(a, b, "div") end
+local function neg(a) return core.unary(a, "neg") end
+rules.sub = binary("sub", function(dy) return dy end, neg)
+rules.mul = binary("mul", function(dy, _, b) return mul(dy, b) end, function(dy, a) return mul(dy, a) end)
+rules.div = binary("div", function(dy, _, b) return div(dy, b) end, function(dy, a, b) return neg(div(mul(dy, a), mul(b, b))) end)
+
+-- Addition reads neither operand again, so it keeps none.
+rules.add = {
+  forward = function(s, i)
+    if s.keep then s.a, s.b = i[1]:shape(), i[2]:shape() end
+    return core.binary(i[1], i[2], "add")
+  end,
+  backward = function(s, dy, c)
+    local same = #s.a == #s.b
+    for d = 1, #s.a do same = same and s.a[d] == s.b[d] end
+    if same then return dy, dy end
+    return c.wants(1) and unbroadcast(dy, s.a) or nil, c.wants(2) and unbroadcast(dy, s.b) or nil
+  end,
+}
+
+rules.affine = {
+  forward = function(s, i, alpha, beta) s.alpha = alpha; return core.affine(i[1], alpha, beta) end,
+  backward = function(s, dy) return core.affine(dy, s.alpha, 0) end,
+}
+
+rules.to = {
+  forward = function(s, i, dtype) s.dtype = i[1]:dtype(); return i[1]:to(dtype) end,
+  backward = function(s, dy) return dy:to(s.dtype) end,
+}
+
+rules.view = {
+  forward = function(s, i, shape) s.shape = i[1]:shape(); return i[1]:view(shape) end,
+  backward = function(s, dy) return dy:contiguous():view(s.shape) end,
+}
+
+rules.transpose = {
+  forward = function(s, i, first, second) s.first, s.second = first, second; return i[1]:transpose(first, second) end,
+  backward = function(s, dy) return dy:transpose(s.first, s.second):contiguous() end,
+}
+
+-- Splits the last dimension into parts of the given sizes: views, whose gradients are laid side by side again.
+rules.split = {
+  forward = function(s, i, sizes)
+    local x, parts, at = i[1], {}, 1
+    s.sizes, s.shape = sizes, x:shape()
+    for k, size in ipairs(sizes) do parts[k], at = x:narrow(#s.shape, at, size), at + size end
+    return unpack(parts)
+  end,
+  backward = function(s, _, c)
+    local any
+    for k = 1, #s.sizes do any = any or c.dy[k] end
+    local dx, at = tensors.new(any:dtype(), s.shape), 1
+    for k, size in ipairs(s.sizes) do
+      local part = dx:narrow(#s.shape, at, size)
+      if c.dy[k] then part:copy(c.dy[k]) else part:fill(0) end
+      at = at + size
+    end
+    return dx
+  end,
+}
+
+-- y (rows) = sum or mean over the last dimension.
+local function reduction(name)
+  return {
+    forward = function(s, i) s.shape = i[1]:shape(); return core.reduce(i[1], name) end,
+    backward = function(s, dy)
+      local lead = dy:shape()
+      lead[#lead + 1] = 1
+      local dx = dy:contiguous():view(lead):expand(s.shape):contiguous()
+      return name == "mean" and core.affine(dx, 1 / s.shape[#s.shape], 0) or dx
+    end,
+  }
+end
+rules.sum, rules.mean = reduction "sum", reduction "mean"
+
+rules.softmax = {
+  forward = function(s, i) local y = core.softmax(i[1]); keep(s, y); return y end,
+  backward = function(s, dy) return core.softmax_backward(dy, s[1]) end,
+}
+
+rules.matmul = {
+  forward = function(s, i) keep(s, i[1], i[2]); return core.matmul(i[1], i[2]) end,
+  backward = function(s, dy, c)
+    return c.wants(1) and core.matmul(dy, s[2]:transpose(1, 2)) or nil, c.wants(2) and core.matmul(s[1]:transpose(1, 2), dy) or nil
+  end,
+}
+
+-- table, ids -> rows of the table
+rules.embedding = {
+  forward = function(s, i, ids, dtype) s.ids = ids; return core.embedding(i[1], ids, dtype) end,
+  backward = function(s, dy, c) if c.leaf(1) then core.embedding_backward(c.leaf(1), dy, s.ids) end end,
+}
+
+-- x, w
+rules.rms_norm = {
+  forward = function(s, i, eps)
+    local y, rstd = core.rms_norm(i[1], i[2], eps, s.keep)
+    keep(s, i[1], i[2], rstd)
+    return y
+  end,
+  backward = function(s, dy, c) return core.rms_norm_backward(dy, s[1], s[2], s[3], c.leaf(2), c.starts) end,
+}
+
+-- x, w, b
+rules.layer_norm = {
+  forward = function(s, i, eps)
+    local y, stats = core.layer_norm(i[1], i[2], i[3], eps)
+    keep(s, i[1], i[2], stats)
+    return y
+  end,
+  backward = function(s, dy, c) return core.layer_norm_backward(dy, s[1], s[2], s[3], c.leaf(2), c.leaf(3), c.starts) end,
+}
+
+-- x (tokens, heads, size); table {cos=, sin=, interleaved=}
+rules.rope = {
+  forward = function(s, i, angles, positions)
+    s.angles, s.positions = angles, positions
+    return core.rope(i[1], angles.cos, angles.sin, positions, angles.interleaved, 1)
+  end,
+  backward = function(s, dy) return core.rope(dy, s.angles.cos, s.angles.sin, s.positions, s.angles.interleaved, -1) end,
+}
+
+-- q, k, v (tokens, heads, size); mask {starts=, causal=, window=, scale=}
+rules.attention = {
+  forward = function(s, i, mask)
+    local y, lse = core.attention(i[1], i[2], i[3], mask.starts, mask.key_starts or mask.starts, mask.causal, mask.window, mask.scale, s.keep)
+    keep(s, i[1], i[2], i[3], y, lse)
+    s.mask = mask
+    return y
+  end,
+  backward = function(s, dy)
+    local m = s.mask
+    return core.attention_backward(dy, s[4], s[5], s[1], s[2], s[3], m.starts, m.key_starts or m.starts, m.causal, m.window, m.scale)
+  end,
+}
+
+-- g, u -> gate(g) * u
+rules.gate = {
+  forward = function(s, i, name) keep(s, i[1], i[2]); s.name = name; return core.gate(i[1], i[2], name) end,
+  backward = function(s, dy) return core.gate_backward(dy, s[1], s[2], s.name) end,
+}
+
+-- x, w, bias, a, b, and the adapter's own input (nil: x). The adapter's part is added before y's single rounding.
+rules.linear = {
+  forward = function(s, i, scale, dtype)
+    local x, w, a = i[1], i[2], i[4]
+    local y, h = core.linear(x, w, i[3], a, i[5], scale, i[6], dtype)
+    if s.keep then
+      s.w, s.a, s.b, s.h, s.apart, s.scale = w, a, i[5], h, i[6], scale
+      if a and not i[6] or tape.gradient(w) or i[3] and tape.gradient(i[3]) then s.x = x end -- read again only for what is trained
+    end
+    return y
+  end,
+  backward = function(s, dy, c)
+    local dx, dh, dropped = core.linear_backward(dy, s.w, s.a, s.b, s.scale, c.old(1), s.apart ~= nil, not c.wants(1))
+    if s.a then core.lora_backward(c.leaf(4), c.leaf(5), dh, dy, s.h, s.apart or s.x, s.b, s.scale, c.starts) end
+    if c.leaf(2) or c.leaf(3) then core.linear_backward_weight(c.leaf(2), c.leaf(3), dy, s.x, c.starts) end
+    return dx, nil, nil, nil, nil, dropped
+  end,
+}
+
+-- The counters are token rows' own numbers, so a sample drops the same elements wherever it lies.
+rules.dropout = {
+  forward = function(s, i, p, random, rows)
+    s.p, s.random, s.rows = p, random, rows
+    return core.dropout(i[1], p, random.seed, random.site, random.counter, rows)
+  end,
+  backward = function(s, dy) return core.dropout(dy, s.p, s.random.seed, s.random.site, s.random.counter, s.rows) end,
+}
+
+-- x, w -> nll (tokens). The gradient is made on the way forward, for d(nll) = scale everywhere; dy is not read again.
+rules.head_loss = {
+  forward = function(s, i, labels, starts, scale, multiplier)
+    local nll, dx = core.head_loss(i[1], i[2], labels, starts, scale, multiplier, s.keep, s.keep and tape.gradient(i[2]) or nil)
+    s.dx = dx
+    return nll
+  end,
+  backward = function(s) return s.dx end,
+}
+
+-- logits -> nll (rows)
+rules.cross_entropy = {
+  forward = function(s, i, labels) keep(s, i[1]); s.labels = labels; return (core.cross_entropy(i[1], labels, 1, false)) end,
+  backward = function(s, dy)
+    local _, dx = core.cross_entropy(s[1], s.labels, 1, true)
+    local shape = dx:shape()
+    for d = 1, #shape do shape[d] = d == #shape and 1 or shape[d] end
+    local scale = dy:dtype() == dx:dtype() and dy or dy:to(dx:dtype())
+    return core.binary(dx, scale:view(shape), "mul")
+  end,
+}
+
+-- x, w, bias
+rules.conv = {
+  forward = function(s, i, options) keep(s, i[1], i[2]); s.options = options or {}; return core.conv(i[1], i[2], i[3], s.options) end,
+  backward = function(s, dy, c)
+    return core.conv_backward(dy:contiguous(), s[1], s[2], s.options, c.wants(1), c.leaf(2), c.leaf(3))
+  end,
+}
+
+rules.pool = {
+  forward = function(s, i, options)
+    local y, index = core.pool(i[1], options, s.keep and not options.average)
+    keep(s, i[1], index)
+    s.options = options
+    return y
+  end,
+  backward = function(s, dy) return core.pool_backward(dy:contiguous(), s[2], s[1], s.options) end,
+}
+
+return rules

@@ -1,0 +1,86 @@
+-- The key-value cache of generation: for each block, keys and values (sequences, capacity, kv_heads, head_size).
+-- Capacity doubles as needed; every sequence has its own slot and length.
+local core = require "onn.core.ops"
+local tensors = require "onn.core.tensor"
+
+local Cache = {}
+Cache.__index = Cache
+
+-- A cache for `slots` sequences of a model; capacity is a first guess in tokens.
+function Cache.new(model, slots, capacity)
+  local self = setmetatable({ model = model, slots = slots, capacity = 0, lengths = {}, slot = 1, blocks = {} }, Cache)
+  for s = 1, slots do self.lengths[s] = 0 end
+  self:reserve(capacity or 256)
+  return self
+end
+
+-- Makes room for `capacity` tokens in every slot, keeping what is there.
+function Cache:reserve(capacity)
+  if capacity <= self.capacity then return end
+  local c = self.model.sizes
+  local size = math.max(64, self.capacity)
+  while size < capacity do size = size * 2 end
+  local used = math.max(unpack(self.lengths))
+  for layer = 0, c.layers - 1 do
+    local old, new = self.blocks[layer], {}
+    for _, part in ipairs { "k", "v" } do
+      new[part] = tensors.keep(tensors.new(self.model.dtype, { self.slots, size, c.kv_heads, c.head_size }))
+      if old then
+        if used > 0 then new[part]:narrow(2, 1, used):copy(old[part]:narrow(2, 1, used)) end
+        old[part]:free()
+      end
+    end
+    self.blocks[layer] = new
+  end
+  self.capacity = size
+end
+
+-- Called by the block: stores k and v, and attends. Prefill: all rows belong to self.slot. Decode: row s belongs to slot s.
+function Cache:attend(layer, q, k, v, window, scale)
+  local block = self.blocks[layer]
+  local n = q:size(1)
+  if not self.decoding then
+    local length = self.lengths[self.slot]
+    local keys, values = block.k:select(1, self.slot), block.v:select(1, self.slot)
+    keys:narrow(1, length + 1, n):copy(k)
+    values:narrow(1, length + 1, n):copy(v)
+    return (core.attention(q, keys:narrow(1, 1, length + n), values:narrow(1, 1, length + n), self.q_starts, self.k_starts, true, window, scale))
+  end
+  for s = 1, n do
+    local at = self.lengths[s] + 1
+    block.k:select(1, s):narrow(1, at, 1):copy(k:narrow(1, s, 1))
+    block.v:select(1, s):narrow(1, at, 1):copy(v:narrow(1, s, 1))
+  end
+  return core.attention_decode(q, block.k, block.v, self.valid, window, scale)
+end
+
+-- Prepares for n rows of one slot (prefill), or one row of every slot (decode); finish with advance().
+function Cache:prefill(slot, n)
+  self.slot, self.decoding, self.pending = slot, false, n
+  self:reserve(self.lengths[slot] + n)
+  self.q_starts = tensors.from_table({ 0, n }, "i32")
+  self.k_starts = tensors.from_table({ 0, self.lengths[slot] + n }, "i32")
+end
+
+function Cache:decode()
+  self.decoding = true
+  local valid = {}
+  for s = 1, self.slots do valid[s] = self.lengths[s] + 1 end
+  self:reserve(math.max(unpack(valid)))
+  self.valid = tensors.from_table(valid, "i32")
+end
+
+function Cache:advance()
+  if self.decoding then
+    for s = 1, self.slots do self.lengths[s] = self.lengths[s] + 1 end
+  else
+    self.lengths[self.slot] = self.lengths[self.slot] + self.pending
+  end
+end
+
+function Cache:free()
+  for _, block in pairs(self.blocks) do block.k:free() block.v:free() end
+  self.blocks = {}
+end
+
+return Cache

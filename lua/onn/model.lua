@@ -1,0 +1,153 @@
+-- A model: a chain of stages whose weights come from a store. Opening reads headers only; load() brings the weights.
+local arch = require "onn.arch"
+local core = require "onn.core.tensor"
+local files = require "onn.files"
+local rope = require "onn.nn.rope"
+local scope = require "onn.scope"
+local stores = require "onn.core.store"
+
+local Model = {}
+Model.__index = Model
+
+-- The arithmetic's dtype: "auto" keeps f32 for f32 checkpoints and takes bf16 for 16-bit ones where the processor has it.
+local function choose_dtype(wanted, store)
+  if wanted and wanted ~= "auto" then return wanted end
+  local bytes = {}
+  for _, name in ipairs(store:names()) do
+    local entry = store:info(name)
+    bytes[entry.dtype] = (bytes[entry.dtype] or 0) + entry.bytes
+  end
+  local _, native = core.backend()
+  return native and (bytes.BF16 or 0) + (bytes.F16 or 0) > (bytes.F32 or 0) and "bf16" or "f32"
+end
+
+-- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json).
+-- Returns the model (weights not loaded), or nil, message, code. `model.missing` lists what stands in the way of running it.
+function Model.open(path, opt)
+  opt = opt or {}
+  local found, message, code = files.resolve(path)
+  if not found then return nil, message, code end
+  local store
+  store, message, code = stores.open(found)
+  if not store then return nil, message, code end
+  local directory = found:match "%.safetensors$" and (found:match "^(.*)/[^/]*$" or ".") or found
+  local self = setmetatable({ path = found, directory = directory, store = store, missing = {}, resident = false }, Model)
+  local config = opt.config
+  if not config then
+    config, message, code = files.read_json(directory .. "/config.json")
+    if not config then
+      if code ~= "io" then store:close() return nil, message, code end
+      self.missing = { "config.json (" .. message .. ")" }
+      return self
+    end
+  end
+  self.config = arch.clean(config)
+  local described, wrong = arch.describe(config)
+  if not described then
+    self.missing = wrong
+    return self
+  end
+  self.missing = arch.check(described, store)
+  self.family, self.sizes, self.stages, self.run = described.family.name, described.sizes, described.stages, described.forward
+  self.dtype = choose_dtype(opt.dtype, store)
+  self.angles = rope.new(self.sizes.rope)
+  return self
+end
+
+-- Brings one stage's weights to the device. Vectors are f32; matrices stay as stored in f32 arithmetic and are bf16 in bf16's.
+function Model:load_stage(stage)
+  local weights, by_name = {}, {}
+  for _, t in ipairs(stage.tensors) do
+    local dtype = t.vector and "f32" or (self.dtype == "bf16" and "bf16" or nil)
+    local w, message, code = self.store:read(t.name, dtype)
+    if not w then return nil, message, code end
+    weights[t.role], by_name[t.name] = core.keep(w), w
+  end
+  for _, layer in ipairs(stage.layers) do
+    layer.weight, layer.bias = weights[layer.role], weights[layer.role .. "_bias"]
+    weights[layer.role] = layer
+  end
+  for role, name in pairs(stage.shares or {}) do
+    for _, other in ipairs(self.stages) do
+      if other.weights and other.weights.embed and other.name .. ".weight" == name then
+        weights[role] = core.keep(other.weights.embed:view(other.weights.embed:shape()))
+      end
+    end
+  end
+  stage.weights = weights
+  return true
+end
+
+-- Loads all stages; progress(done, total) is called after each. Returns true, or nil, message, code.
+function Model:load(progress)
+  if self.resident then return true end
+  if #self.missing > 0 then return nil, self:why_not(), "format" end
+  for i, stage in ipairs(self.stages) do
+    local ok, message, code = self:load_stage(stage)
+    if not ok then return nil, message, code end
+    if progress then progress(i, #self.stages) end
+  end
+  self.resident = true
+  return true
+end
+
+-- One line that says what is missing to run this model, naming the first few things.
+function Model:why_not()
+  local shown = {}
+  for i = 1, math.min(3, #self.missing) do shown[i] = self.missing[i] end
+  local rest = #self.missing - #shown
+  return ("%s cannot be run: %s%s"):format(self.path, table.concat(shown, "; "), rest > 0 and (" and %d more"):format(rest) or "")
+end
+
+function Model:parameters()
+  local total = 0
+  for _, name in ipairs(self.store:names()) do
+    local n = 1
+    for _, size in ipairs(self.store:info(name).shape) do n = n * size end
+    total = total + n
+  end
+  return total
+end
+
+-- The first carry of a batch {ids, positions, starts, rows}: i32 tensors (tokens), (tokens), (sequences + 1), i64 (tokens).
+function Model:carry(batch)
+  local longest, positions = 0, batch.longest
+  if positions then longest = positions else longest = batch.ids:size(1) end
+  return { ids = batch.ids, positions = batch.positions, starts = batch.starts, angles = self.angles:upto(longest) }
+end
+
+-- Runs every stage without gradients and returns the last carry; intermediates are freed as it goes.
+function Model:forward(carry, ctx)
+  ctx.dtype = self.dtype
+  for _, stage in ipairs(self.stages) do
+    local before = carry
+    carry = scope(self.run, self.sizes, stage, carry, ctx)
+    if before.hidden and before.hidden ~= carry.hidden then before.hidden:free() end
+  end
+  return carry
+end
+
+-- Linear layers that an adapter may sit on: {name, out, into, role, stage}.
+function Model:linear_layers()
+  local list = {}
+  for _, stage in ipairs(self.stages) do
+    for _, layer in ipairs(stage.layers) do list[#list + 1] = { layer = layer, stage = stage } end
+  end
+  return list
+end
+
+function Model:close()
+  for _, stage in ipairs(self.stages or {}) do
+    for role, w in pairs(stage.weights or {}) do
+      if core.is_tensor(w) then w:free() elseif role ~= "head" then
+        w.weight:free()
+        if w.bias then w.bias:free() end
+      end
+    end
+    stage.weights = nil
+  end
+  self.store:close()
+  self.resident = false
+end
+
+return Model

@@ -1,0 +1,16 @@
+-- A product with a stored weight (out, in), its bias, and the adapter that may sit on it.
+local core = require "onn.core.ops"
+local ops = require "onn.ops"
+
+-- layer {weight, bias, adapter}; x (..., in) -> (..., out). ctx.decode: the product for few rows, by phase and not by size.
+return function(layer, x, ctx)
+  local adapter = layer.adapter
+  local a, b, scale = nil, nil, nil
+  if adapter then a, b, scale = adapter.a, adapter.b, adapter.scale end
+  if ctx.decode then return core.linear_decode(x, layer.weight, layer.bias, a, b, scale) end
+  local apart
+  if adapter and adapter.dropout > 0 and ctx.training then
+    apart = ops.dropout(x, adapter.dropout, { seed = ctx.seed, site = adapter.name, counter = 0 }, ctx.rows)
+  end
+  return (ops.linear(x, layer.weight, layer.bias, a, b, apart, scale))
+end

@@ -1,0 +1,115 @@
+-- Rotary position embedding: frequencies by the config's scaling, and tables of cosines and sines that grow on demand.
+-- Formulas as in transformers' modeling_rope_utils (default, linear, dynamic, llama3, yarn, longrope).
+local core = require "onn.core.ops"
+local tensors = require "onn.core.tensor"
+
+local rope = {}
+
+local function default(base, dims)
+  local inv = {}
+  for i = 0, dims / 2 - 1 do inv[i + 1] = 1 / base ^ (2 * i / dims) end
+  return inv, 1
+end
+
+local scalings = {}
+function scalings.default(p) return default(p.theta, p.dims) end
+function scalings.linear(p)
+  local inv = default(p.theta, p.dims)
+  for i = 1, #inv do inv[i] = inv[i] / p.factor end
+  return inv, 1
+end
+function scalings.dynamic(p, length)
+  local l = math.max(length, p.positions)
+  return default(p.theta * (p.factor * l / p.positions - (p.factor - 1)) ^ (p.dims / (p.dims - 2)), p.dims)
+end
+function scalings.llama3(p)
+  local inv = default(p.theta, p.dims)
+  local low, high = p.original / p.low_freq_factor, p.original / p.high_freq_factor
+  for i = 1, #inv do
+    local wave = 2 * math.pi / inv[i]
+    if wave > low then
+      inv[i] = inv[i] / p.factor
+    elseif wave >= high then
+      local smooth = (p.original / wave - p.low_freq_factor) / (p.high_freq_factor - p.low_freq_factor)
+      inv[i] = (1 - smooth) * inv[i] / p.factor + smooth * inv[i]
+    end
+  end
+  return inv, 1
+end
+function scalings.yarn(p)
+  local inv = default(p.theta, p.dims)
+  local function dimension(rotations)
+    return p.dims * math.log(p.original / (rotations * 2 * math.pi)) / (2 * math.log(p.theta))
+  end
+  local low, high = dimension(p.beta_fast or 32), dimension(p.beta_slow or 1)
+  if p.truncate ~= false then low, high = math.floor(low), math.ceil(high) end
+  low, high = math.max(low, 0), math.min(high, p.dims - 1)
+  if low == high then high = high + 0.001 end
+  for i = 1, #inv do
+    local ramp = math.min(math.max((i - 1 - low) / (high - low), 0), 1)
+    inv[i] = inv[i] / p.factor * ramp + inv[i] * (1 - ramp)
+  end
+  local function scale(m) return p.factor <= 1 and 1 or 0.1 * m * math.log(p.factor) + 1 end
+  local attention = p.attention_factor
+  if not attention then
+    attention = p.mscale and p.mscale_all_dim and scale(p.mscale) / scale(p.mscale_all_dim) or scale(1)
+  end
+  return inv, attention
+end
+function scalings.longrope(p, length)
+  local factors = length > p.original and p.long_factor or p.short_factor
+  local inv = default(p.theta, p.dims)
+  for i = 1, #inv do inv[i] = inv[i] / factors[i] end
+  local f = p.factor or p.positions / p.original
+  return inv, p.attention_factor or (f <= 1 and 1 or math.sqrt(1 + math.log(f) / math.log(p.original)))
+end
+
+-- Reads both spellings of the config (rope_parameters of transformers 5, rope_theta and rope_scaling before).
+-- Returns parameters, or nil and what is wrong.
+function rope.read(config, head_size)
+  local given = config.rope_parameters or config.rope_scaling or {}
+  local p = {}
+  for k, v in pairs(given) do p[k] = v end
+  p.kind = given.rope_type or given.type or "default"
+  p.theta = given.rope_theta or config.rope_theta or 10000
+  p.dims = math.floor(head_size * (given.partial_rotary_factor or config.partial_rotary_factor or 1))
+  p.positions = config.max_position_embeddings or 2048
+  p.original = given.original_max_position_embeddings or config.original_max_position_embeddings or p.positions
+  if p.kind == "su" then p.kind = "longrope" end
+  if not scalings[p.kind] then return nil, ("rotary scaling '%s' is not known"):format(tostring(p.kind)) end
+  local needs = { linear = { "factor" }, dynamic = { "factor" }, llama3 = { "factor", "low_freq_factor", "high_freq_factor" },
+    yarn = { "factor" }, longrope = { "short_factor", "long_factor" } }
+  for _, key in ipairs(needs[p.kind] or {}) do
+    if not p[key] then return nil, ("rotary scaling '%s' lacks '%s'"):format(p.kind, key) end
+  end
+  for _, key in ipairs { "short_factor", "long_factor" } do
+    if p[key] and #p[key] ~= p.dims / 2 then return nil, ("%s has %d values, expected %d"):format(key, #p[key], p.dims / 2) end
+  end
+  if p.dims % 2 ~= 0 or p.dims < 2 or p.dims > head_size then return nil, ("rotary size %d of head size %d"):format(p.dims, head_size) end
+  return p
+end
+
+local length_dependent = { dynamic = true, longrope = true }
+
+-- A table holder: angles:upto(length) gives {cos, sin} for at least `length` positions.
+function rope.new(parameters, interleaved)
+  local held = { interleaved = interleaved or false, capacity = 0 }
+  function held:upto(length)
+    local kind = parameters.kind
+    local regime = length_dependent[kind] and (kind == "longrope" and length > parameters.original or kind == "dynamic" and length) or 0
+    if length <= self.capacity and regime == self.regime then return self end
+    local capacity = 256
+    while capacity < length do capacity = capacity * 2 end
+    if kind == "longrope" and length <= parameters.original then capacity = math.min(capacity, parameters.original) end
+    local inv, scale = scalings[kind](parameters, length)
+    if self.cos then self.cos:free() self.sin:free() end
+    local inv_freq = tensors.from_table(inv, "f32")
+    self.cos, self.sin = tensors.keep(core.rope_table(inv_freq, capacity, scale))
+    inv_freq:free()
+    self.capacity, self.regime = capacity, regime
+    return self
+  end
+  return held
+end
+
+return rope

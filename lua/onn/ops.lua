@@ -1,0 +1,27 @@
+-- Differentiable operations: each runs its rule, recorded on the current tape if there is one.
+-- Shapes: (rows, width) unless said; see autograd/rules.lua for each rule and kernels/ops.def for its kernel.
+local rules = require "onn.autograd.rules"
+local tape = require "onn.autograd.tape"
+
+-- How many leading arguments are tensors; the others are attributes.
+local arity = {
+  add = 2, sub = 2, mul = 2, div = 2, affine = 1, to = 1, view = 1, transpose = 1, split = 1, sum = 1, mean = 1, softmax = 1,
+  matmul = 2, embedding = 1, rms_norm = 2, layer_norm = 3, rope = 1, attention = 3, gate = 2, linear = 6, dropout = 1,
+  head_loss = 2, cross_entropy = 1, conv = 3, pool = 1,
+}
+
+local ops = {}
+for name, rule in pairs(rules) do
+  local n = arity[name] or 1
+  if n == 1 then
+    ops[name] = function(a, ...) return tape.apply(rule, { n = 1, a }, ...) end
+  elseif n == 2 then
+    ops[name] = function(a, b, ...) return tape.apply(rule, { n = 2, a, b }, ...) end
+  elseif n == 3 then
+    ops[name] = function(a, b, c, ...) return tape.apply(rule, { n = 3, a, b, c }, ...) end
+  else
+    ops[name] = function(a, b, c, d, e, f, ...) return tape.apply(rule, { n = 6, a, b, c, d, e, f }, ...) end
+  end
+end
+
+return ops
