@@ -1,8 +1,8 @@
 /* onn: an interpreter like luajit that carries the core modules, finds its own Lua files and ends with clear exit codes. */
 #include <locale.h>
 #include <lua.h>
-#include <luajit.h>
 #include <lualib.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,18 +67,18 @@ static int add_traceback(lua_State *L) {
 
 /* report() : prints the error on the top of the stack and pops it. @return : the exit code. */
 static int report(lua_State *L) {
-    int code = 1, asked = signal_pending();
+    int asked = signal_pending(), code = asked ? 128 + asked : 1;
     fflush(stdout);
-    if (asked) {
-        code = 128 + asked;
-        if (asked != 13 /* SIGPIPE */)
-            fputs("onn: interrupted\n", stderr);
-    } else if (is_user_error(L, -1)) {
+    if (is_user_error(L, -1)) {
         lua_getfield(L, -1, "code");
-        code = lua_isnumber(L, -1) ? (int)lua_tointeger(L, -1) : 1;
+        if (!asked && lua_isnumber(L, -1))
+            code = (int)lua_tointeger(L, -1);
         lua_getfield(L, -2, "message");
         fprintf(stderr, "onn: %s\n", lua_isstring(L, -1) ? lua_tostring(L, -1) : "failed");
         lua_pop(L, 2);
+    } else if (asked) {
+        if (asked != SIGPIPE)
+            fputs("onn: interrupted\n", stderr);
     } else if (!lua_isnil(L, -1)) {
         fprintf(stderr, "onn: %s\n", lua_isstring(L, -1) ? lua_tostring(L, -1) : "failed");
     }

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <histedit.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -116,7 +117,7 @@ static TerminalLine read_edited(const char *prompt, const char **line) {
         signals_clear();
         el_reset(editor);
         putchar('\n');
-        return asked == 2 /* SIGINT */ ? LINE_CANCELLED : LINE_END;
+        return asked == SIGINT ? LINE_CANCELLED : LINE_END;
     }
     if (!given || length <= 0) {
         putchar('\n');

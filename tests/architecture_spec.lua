@@ -34,7 +34,9 @@ end
 local function requires(path)
   local names = {}
   for _, pattern in ipairs { "require%s*%(?%s*\"([%w_%.%-]+)\"", "require%s*%(?%s*'([%w_%.%-]+)'" } do
-    for name in code_of(path):gmatch(pattern) do names[#names + 1] = name end
+    for name in code_of(path):gmatch(pattern) do
+      if name:sub(-1) ~= "." then names[#names + 1] = name end -- a name put together at run time is not followed
+    end
   end
   return names
 end
