@@ -27,11 +27,11 @@ local function taped(model, stage, carry, ctx, watch)
 end
 
 -- Adds gradients of scale * sum(nll) to the trained tensors' buffers.
--- batch: {ids, positions, starts, labels, rows, longest}; opt: {scale, recompute, seed, total}.
+-- batch: {ids, positions, starts, labels, rows, longest}; opt: {scale, recompute, seed, epoch, total}.
 -- Returns total + the sum of nll in token order (double).
 function sweep.gradient(model, batch, opt)
   local lowest, last = sweep.lowest(model), #model.stages
-  local ctx = { dtype = model.dtype, training = true, seed = opt.seed, labels = batch.labels, rows = batch.rows, loss_scale = opt.scale }
+  local ctx = { dtype = model.dtype, training = true, seed = opt.seed, epoch = opt.epoch, labels = batch.labels, rows = batch.rows, loss_scale = opt.scale }
   local carries, tapes = {}, {}
   local carry = model:carry(batch)
   for i = 1, last do

@@ -10,7 +10,7 @@ return function(layer, x, ctx)
   if ctx.decode then return core.linear_decode(x, layer.weight, layer.bias, a, b, scale) end
   local apart
   if adapter and adapter.dropout > 0 and ctx.training then
-    apart = ops.dropout(x, adapter.dropout, { seed = ctx.seed, site = adapter.name, counter = 0 }, ctx.rows)
+    apart = ops.dropout(x, adapter.dropout, { seed = ctx.seed, site = ("%s/dropout/%d"):format(adapter.name, ctx.epoch or 0), counter = 0 }, ctx.rows)
   end
   return (ops.linear(x, layer.weight, layer.bias, a, b, apart, scale))
 end

@@ -1,0 +1,48 @@
+-- evaluate: held-out loss, perplexity and bits per byte of a model on your data
+local cli = require "onn.cli"
+local data = require "onn.data"
+local lora = require "onn.nn.lora"
+local Model = require "onn.model"
+local runtime = require "onn.runtime"
+local settings = require "onn.settings"
+local Tokenizer = require "onn.tokenizer"
+
+local opt = cli.parse {
+  name = "evaluate",
+  summary = "Mean loss per supervised token of MODEL on DATA, with its perplexity and bits per byte of text.",
+  example = "onn evaluate models/smollm2 held-out.jsonl --adapter adapter",
+  arguments = { { "MODEL", "model directory" }, { "DATA", "held-out data" } },
+  options = {
+    { "adapter", type = "string", metavar = "DIR", help = "LoRA adapter to put on the model" },
+    { "seq-len", type = "integer", default = 512, min = 2, help = "longest sequence in tokens" },
+    { "batch", type = "integer", default = 8, min = 1, help = "sequences that go through together" },
+    { "loss", type = "string", choices = { "all", "completion" }, help = "which tokens count (default: completion for pairs, all for text)" },
+    { "prompt-key", type = "string", help = "key of the prompt in DATA" },
+    { "completion-key", type = "string", help = "key of the completion in DATA" },
+    { "template", type = "string", help = "file or text with {prompt} and {completion}" },
+  },
+}
+settings.apply(opt, opt.model)
+runtime.apply(opt)
+
+local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
+if #model.missing > 0 then cli.fail(model:why_not()) end
+opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
+local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
+local set = cli.check(data.open(opt.data, tokenizer, opt))
+if opt.dry_run then
+  cli.json { model = opt.model, samples = data.size(set), tokens = set.tokens }
+  os.exit(0)
+end
+cli.check(model:load())
+if opt.adapter then cli.check(lora.load(model, opt.adapter)) end
+local loss, tokens = data.loss(model, set, { batch = opt.batch, seq_len = opt.seq_len })
+local result = { loss = loss, perplexity = math.exp(loss), tokens = tokens,
+  bits_per_byte = set.supervised_bytes and loss * tokens / math.log(2) / set.supervised_bytes or nil }
+if cli.wants_json() then
+  cli.json(result)
+else
+  print(("loss           %.4f over %d tokens"):format(loss, tokens))
+  print(("perplexity     %.3f"):format(result.perplexity))
+  if result.bits_per_byte then print(("bits per byte  %.4f"):format(result.bits_per_byte)) end
+end

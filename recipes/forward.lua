@@ -1,0 +1,63 @@
+-- forward: run stored tensors through a model and store what comes out
+local batch = require "onn.batch"
+local cli = require "onn.cli"
+local core = require "onn.core.ops"
+local full = require "onn.nn.full"
+local lora = require "onn.nn.lora"
+local Model = require "onn.model"
+local runtime = require "onn.runtime"
+local store = require "onn.store"
+local sweep = require "onn.sweep"
+local tensors = require "onn.core.tensor"
+
+local opt = cli.parse {
+  name = "forward",
+  summary = "Runs the `input_ids` (rows, length) of a safetensors file through MODEL and writes `logits` (rows, length, vocabulary).",
+  example = "onn forward models/tiny --input ids.safetensors --output out.safetensors",
+  arguments = { { "MODEL", "model directory" } },
+  options = {
+    { "input", type = "string", metavar = "FILE", help = "safetensors file with input_ids, and labels if wanted" },
+    { "output", type = "string", metavar = "FILE", help = "safetensors file to write" },
+    { "hidden", help = "write the head's input too, as `hidden`" },
+    { "gradients", help = "write `loss` and the gradient of every trained tensor, as grad.NAME" },
+    { "adapter", type = "string", metavar = "DIR", help = "LoRA adapter to put on the model" },
+    { "full", help = "the model's own weights are the trained tensors" },
+  },
+}
+if not opt.input or not opt.output then cli.fail("forward: --input FILE and --output FILE are needed", 2) end
+if opt.gradients and not (opt.adapter or opt.full) then
+  cli.fail("forward: --gradients wants something trained: --adapter DIR or --full", 2)
+end
+runtime.apply(opt)
+
+local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
+if #model.missing > 0 then cli.fail(model:why_not()) end
+local input = cli.check(store.open(opt.input))
+if not input:info "input_ids" then cli.fail(("%s: no tensor 'input_ids'"):format(opt.input)) end
+local ids = cli.check(input:read "input_ids")
+local labels = input:info "labels" and cli.check(input:read "labels")
+local shape = ids:shape()
+if #shape ~= 2 then cli.fail(("%s: input_ids should be (rows, length)"):format(opt.input)) end
+if opt.dry_run then
+  cli.json { model = opt.model, rows = shape[1], length = shape[2], dtype = model.dtype }
+  os.exit(0)
+end
+cli.check(model:load())
+local adapter = opt.adapter and cli.check(lora.load(model, opt.adapter))
+local outputs = {}
+local b = batch.from_ids(ids, labels)
+
+local carry = model:forward(model:carry(b), { training = false })
+outputs.logits = carry.logits:view { shape[1], shape[2], model.sizes.vocabulary }
+if opt.hidden then outputs.hidden = carry.last_hidden:to("f32"):view { shape[1], shape[2], model.sizes.width } end
+
+if opt.gradients then
+  local params = adapter and lora.parameters(adapter) or full.parameters(model)
+  local total = sweep.gradient(model, b, { scale = 1 / b.supervised, seed = opt.seed })
+  require("onn.optim").fold(params)
+  outputs.loss = tensors.from_table(total / b.supervised, "f32")
+  for _, p in ipairs(params) do outputs["grad." .. p.name] = p.gradients[1] end
+end
+cli.check(store.write(opt.output, outputs, { format = "pt" }))
+local finite = select(2, core.total(outputs.logits:view { -1 }, false)) == 0
+if not finite then cli.fail("forward: the logits are not all finite") end

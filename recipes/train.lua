@@ -1,0 +1,99 @@
+-- train: LoRA (or full) fine-tuning of a model on your data
+local batch = require "onn.batch"
+local checkpoint = require "onn.checkpoint"
+local cli = require "onn.cli"
+local data = require "onn.data"
+local layers = require "onn.layers"
+local Model = require "onn.model"
+local plan = require "onn.plan"
+local plot = require "onn.plot"
+local profile = require "onn.profile"
+local report = require "onn.report"
+local runtime = require "onn.runtime"
+local Session = require "onn.session"
+local settings = require "onn.settings"
+local signals = require "onn.core.signals"
+local system = require "onn.core.system"
+local tensors = require "onn.core.tensor"
+local Tokenizer = require "onn.tokenizer"
+
+local opt = cli.parse {
+  name = "train",
+  summary = "Fine-tunes MODEL on DATA (JSONL, JSON, text, or input_ids in a safetensors file) and writes an adapter in PEFT's format.",
+  example = "onn train models/smollm2 questions.jsonl --out adapter --epochs 1",
+  arguments = { { "MODEL", "model directory" }, { "DATA", "training data" } },
+  options = require "onn.training_options",
+}
+settings.apply(opt, opt.model)
+local machine = runtime.apply(opt)
+
+local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
+if #model.missing > 0 then cli.fail(model:why_not()) end
+opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
+local chosen, wrong = layers.parse(opt.layers, model, opt)
+if chosen == false then cli.fail(wrong, 2) end
+opt.layers, opt.budget = chosen, machine.budget
+
+local plans = plan.training(model, opt)
+local peak_flops = profile.peak_flops(profile.get { quiet = true }, model.dtype)
+report.plan(model, plans, machine, peak_flops)
+if opt.dry_run then
+  if cli.wants_json() then cli.json(plans) end
+  os.exit(0)
+end
+if not plans.fits then
+  cli.fail(report.too_large(plans, machine))
+end
+
+local resume = checkpoint.choose(opt)
+local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
+local set = cli.check(data.open(opt.data, tokenizer, opt))
+local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt))
+cli.check(model:load(report.loading(#model.stages)))
+
+local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle ~= false,
+  seed = opt.seed, epoch = 0, cursor = 0 }
+local per_epoch = data.updates(set, order)
+local total = opt.steps or per_epoch * opt.epochs
+opt.total_steps, opt.recompute = total, plans.recompute
+local session = cli.check(Session.new(model, opt))
+if resume then
+  local state = cli.check(session:resume(resume))
+  order.epoch, order.cursor = state.epoch, state.cursor
+  cli.note("resumed from %s, step %d of %d", resume, session.step, total)
+end
+
+local log = report.training_log(opt, { total = total, plan = plans, peak_flops = peak_flops, first = session.step })
+local function evaluate() return held_out and data.loss(model, held_out, order) end
+local function save() return cli.check(session:checkpoint(opt.out, { epoch = order.epoch, cursor = order.cursor }, opt.keep)) end
+log.before = evaluate()
+signals.handle(true)
+local stopped
+
+while session.step < total and not stopped do
+  for update, cursor in data.batches(set, order) do
+    local began = system.now()
+    local result = session:update(update, order.epoch)
+    for _, b in ipairs(update) do batch.free(b) end
+    order.cursor = cursor
+    result.epoch, result.seconds = order.epoch + cursor / per_epoch, system.now() - began
+    log:step(result)
+    if session.skipped_in_row >= Session.patience then
+      cli.fail(("training stopped: %d updates in a row had a loss or gradient that is not finite"):format(Session.patience))
+    end
+    if opt.eval_every and session.step % opt.eval_every == 0 then log:evaluated(evaluate()) end
+    stopped = signals.pending()
+    if stopped or (opt.save_every and session.step % opt.save_every == 0 and session.step < total) then save() end
+    if stopped or session.step >= total then break end
+  end
+  if not stopped and session.step < total then order.epoch, order.cursor = order.epoch + 1, 0 end
+end
+if stopped then
+  cli.note("interrupted: step %d is saved in %s; go on with --resume", session.step, checkpoint.path(opt.out, session.step))
+  os.exit(128 + stopped)
+end
+
+cli.check(system.mkdir_p(opt.out))
+cli.check(session:save(opt.out))
+log.after = evaluate()
+log:summary(session, opt.out, tensors.memory().peak, plot)
