@@ -1,0 +1,227 @@
+/* Products for a few rows, bound by reading the weights once: each thread takes a run of outputs, each output is one chain of
+ * vector sums over the depth, the same whatever the number of rows. */
+#include "product.h"
+
+#include <omp.h>
+
+#if defined(__AVX512BF16__) || defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+enum { TOGETHER = 4 }; /* outputs read side by side */
+
+static inline __attribute__((always_inline)) Vec weights_load(const void *w, Dtype dtype, int64_t i) {
+    if (dtype != F16)
+        return vec_get(w, dtype, i);
+#if defined(__AVX512F__)
+    return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)w + i)));
+#elif defined(__F16C__)
+    return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)w + i)));
+#else
+    uint16_t h[LANES];
+    memcpy(h, (const uint16_t *)w + i, sizeof h);
+    VecU u;
+    for (int j = 0; j < LANES; j++)
+        u[j] = h[j];
+    VecU rest = u & 0x7fff;
+    Vec v = (Vec)(rest << 13) * 0x1p112f; /* moves the exponent's bias, subnormals included */
+    return (Vec)((VecU)v | ((VecU)(rest >= 0x7c00) & 0x7f800000) | (u & 0x8000) << 16);
+#endif
+}
+
+static inline __attribute__((always_inline)) Vec weights_load_part(const void *w, Dtype dtype, int64_t i, int64_t n) {
+    union { uint16_t half[2 * LANES]; float whole[LANES]; } part = {.whole = {0}};
+    int64_t size = dtype == F32 ? 4 : 2;
+    memcpy(&part, (const char *)w + i * size, (size_t)(n * size));
+    return weights_load(&part, dtype, 0);
+}
+
+static inline __attribute__((always_inline)) float weight_at(const void *w, Dtype dtype, int64_t i) {
+    return weights_load_part(w, dtype, i, 1)[0];
+}
+
+/* sums[o] = x . w_o over the depth for `n` outputs, w_o at w + o * step. n, wd and xd are constants where this is inlined. */
+static inline __attribute__((always_inline)) void dots(Vec sums[TOGETHER], const void *x, const void *w, int64_t step, int64_t depth,
+                                                       const int n, const Dtype xd, const Dtype wd) {
+    int64_t size = wd == F32 ? 4 : 2, k = 0;
+    const char *row = w;
+    Vec sum[TOGETHER][2];
+    for (int o = 0; o < n; o++)
+        sum[o][0] = sum[o][1] = (Vec){0};
+#ifdef __AVX512BF16__
+    if (xd == BF16 && wd == BF16) {
+        const bf16 *in = x;
+        for (; k + 64 <= depth; k += 64)
+            for (int j = 0; j < 2; j++) {
+                __m512bh v = (__m512bh)_mm512_loadu_si512(in + k + 32 * j);
+                for (int o = 0; o < n; o++) {
+                    const char *at = row + (o * step + k + 32 * j) * 2;
+                    sum[o][j] = (Vec)_mm512_dpbf16_ps((__m512)sum[o][j], v, (__m512bh)_mm512_loadu_si512(at));
+                }
+            }
+        for (; k < depth; k += 32) {
+            uint32_t mask = depth - k >= 32 ? 0xffffffff : (1u << (depth - k)) - 1;
+            __m512bh v = (__m512bh)_mm512_maskz_loadu_epi16(mask, in + k);
+            for (int o = 0; o < n; o++) {
+                const char *at = row + (o * step + k) * 2;
+                sum[o][0] = (Vec)_mm512_dpbf16_ps((__m512)sum[o][0], v, (__m512bh)_mm512_maskz_loadu_epi16(mask, at));
+            }
+        }
+    }
+#endif
+    for (; k + 2 * LANES <= depth; k += 2 * LANES)
+        for (int j = 0; j < 2; j++) {
+            Vec v = vec_get(x, xd, k + LANES * j);
+            for (int o = 0; o < n; o++)
+                sum[o][j] += v * weights_load(row + o * step * size, wd, k + LANES * j);
+        }
+    for (; k < depth; k += LANES) {
+        int64_t left = least(LANES, depth - k);
+        Vec v = left == LANES ? vec_get(x, xd, k) : vec_get_part(x, xd, k, left);
+        for (int o = 0; o < n; o++) {
+            const char *from = row + o * step * size;
+            sum[o][0] += v * (left == LANES ? weights_load(from, wd, k) : weights_load_part(from, wd, k, left));
+        }
+    }
+    for (int o = 0; o < n; o++)
+        sums[o] = sum[o][0] + sum[o][1];
+}
+
+typedef struct Decode {
+    View *y;
+    const View *x, *w;
+    const float *bias;
+    const Lora *lora;
+    float *h; /* (rows, rank): x a^T, rounded to x's dtype, times the scale */
+} Decode;
+
+static inline void finish(const Decode *d, int64_t row, int64_t out, float v) {
+    if (d->lora) {
+        int64_t rank = d->lora->a->shape[0];
+        const void *b = row_at(d->lora->b, out);
+        Vec sum = {0};
+        for (int64_t r = 0; r < rank; r += LANES) {
+            int64_t n = least(LANES, rank - r);
+            const float *h = d->h + row * rank + r;
+            if (n == LANES)
+                sum += vec_load(h) * vec_get(b, d->lora->b->dtype, r);
+            else
+                sum += vec_get_part(h, F32, 0, n) * vec_get_part(b, d->lora->b->dtype, r, n);
+        }
+        v += vec_sum(sum);
+    }
+    if (d->bias)
+        v += d->bias[out];
+    scalar_put(row_at(d->y, row), d->y->dtype, out, v);
+}
+
+/* Outputs from..to of every row; w's depth is contiguous. */
+static inline __attribute__((always_inline)) void outputs(const Decode *d, int64_t from, int64_t to, const Dtype xd, const Dtype wd) {
+    int64_t rows = view_rows(d->x), depth = d->w->shape[1], step = d->w->stride[0], size = wd == F32 ? 4 : 2, o = from;
+    Vec sums[TOGETHER];
+    for (; o + TOGETHER <= to; o += TOGETHER)
+        for (int64_t r = 0; r < rows; r++) {
+            dots(sums, row_at(d->x, r), (const char *)d->w->data + o * step * size, step, depth, TOGETHER, xd, wd);
+            for (int i = 0; i < TOGETHER; i++)
+                finish(d, r, o + i, vec_sum(sums[i]));
+        }
+    for (; o < to; o++)
+        for (int64_t r = 0; r < rows; r++) {
+            dots(sums, row_at(d->x, r), (const char *)d->w->data + o * step * size, step, depth, 1, xd, wd);
+            finish(d, r, o, vec_sum(sums[0]));
+        }
+}
+
+/* The same where w's outputs are contiguous: runs of outputs walk down the depth. */
+static inline __attribute__((always_inline)) void outputs_along(const Decode *d, int64_t from, int64_t to, const Dtype wd) {
+    enum { RUN = 8 };
+    int64_t rows = view_rows(d->x), depth = d->w->shape[1], inner = d->w->stride[1], size = wd == F32 ? 4 : 2, o = from;
+    const char *w = d->w->data;
+    for (; o + RUN * LANES <= to; o += RUN * LANES)
+        for (int64_t r = 0; r < rows; r++) {
+            const void *x = row_at(d->x, r);
+            Vec sum[RUN];
+            float part[LANES];
+            for (int j = 0; j < RUN; j++)
+                sum[j] = (Vec){0};
+            for (int64_t k = 0; k < depth; k++) {
+                Vec v = vec_set(scalar_get(x, d->x->dtype, k));
+                for (int j = 0; j < RUN; j++)
+                    sum[j] += v * weights_load(w + (k * inner + o) * size, wd, j * LANES);
+            }
+            for (int j = 0; j < RUN; j++) {
+                vec_store(part, sum[j]);
+                for (int i = 0; i < LANES; i++)
+                    finish(d, r, o + j * LANES + i, part[i]);
+            }
+        }
+    for (; o < to; o += LANES) {
+        int64_t n = least(LANES, to - o);
+        for (int64_t r = 0; r < rows; r++) {
+            const void *x = row_at(d->x, r);
+            Vec sum = {0};
+            float part[LANES];
+            for (int64_t k = 0; k < depth; k++)
+                sum += vec_set(scalar_get(x, d->x->dtype, k)) * weights_load_part(w + (k * inner + o) * size, wd, 0, n);
+            vec_store(part, sum);
+            for (int64_t i = 0; i < n; i++)
+                finish(d, r, o + i, part[i]);
+        }
+    }
+}
+
+static void outputs_run(const Decode *d, int64_t from, int64_t to) {
+    Dtype xd = d->x->dtype, wd = d->w->dtype;
+    if (d->w->stride[1] != 1 && d->w->shape[1] != 1) {
+        if (wd == BF16)
+            outputs_along(d, from, to, BF16);
+        else if (wd == F32)
+            outputs_along(d, from, to, F32);
+        else
+            outputs_along(d, from, to, F16);
+    } else if (xd == BF16) {
+        outputs(d, from, to, BF16, BF16);
+    } else if (wd == BF16) {
+        outputs(d, from, to, F32, BF16);
+    } else if (wd == F32) {
+        outputs(d, from, to, F32, F32);
+    } else {
+        outputs(d, from, to, F32, F16);
+    }
+}
+
+/* h for every row, by the calling thread: the rank is small. */
+static void adapter_run(const Decode *d) {
+    const View *a = d->lora->a, *x = d->lora->x;
+    int64_t rank = a->shape[0];
+    for (int64_t r = 0; r < view_rows(x); r++)
+        for (int64_t o = 0; o < rank; o++) {
+            Vec sums[TOGETHER];
+            if (x->dtype == BF16)
+                dots(sums, row_at(x, r), row_at(a, o), 0, a->shape[1], 1, BF16, BF16);
+            else
+                dots(sums, row_at(x, r), row_at(a, o), 0, a->shape[1], 1, F32, F32);
+            float h = vec_sum(sums[0]);
+            d->h[r * rank + o] = (x->dtype == BF16 ? bf16_to_f32(f32_to_bf16(h)) : h) * d->lora->scale;
+        }
+}
+
+Status KERNEL(linear_decode)(View *y, const View *x, const View *w, const View *bias, const Lora *lora) {
+    enum { SMALL = 4096 };
+    float few[SMALL];
+    Decode d = {y, x, w, bias ? bias->data : NULL, lora, few};
+    int64_t out = w->shape[0], n = lora ? view_rows(x) * lora->a->shape[0] : 0;
+    if (n > SMALL && !(d.h = scratch_alloc((size_t)n * sizeof *d.h)))
+        return ERR_MEMORY;
+    if (lora)
+        adapter_run(&d);
+    int64_t run = w->stride[1] == 1 ? TOGETHER : 8 * LANES; /* the threads' shares are whole runs, so tails are the matrix's own */
+#pragma omp parallel
+    {
+        int64_t runs = count_of(out, run), t = omp_get_thread_num(), of = omp_get_num_threads();
+        outputs_run(&d, runs * t / of * run, least(out, runs * (t + 1) / of * run));
+    }
+    if (n > SMALL)
+        scratch_free(d.h, (size_t)n * sizeof *d.h);
+    return OK;
+}

@@ -1,0 +1,56 @@
+/* The blocks that every product is made of: C (BLOCK_ROWS x BLOCK_COLS) = A B from two packed panels.
+ * Each element of C is one chain of sums over the depth, from its start to its end, so its bits depend on nothing but its own
+ * row and column: not on how many rows there are, nor on tiles, cuts or threads. */
+#ifndef ONN_PANEL_H
+#define ONN_PANEL_H
+
+#include "isa.h"
+
+#if defined(__AVX512F__)
+enum { BLOCK_ROWS = 12, BLOCK_VECS = 2 };
+#elif defined(__AVX2__)
+enum { BLOCK_ROWS = 6, BLOCK_VECS = 2 };
+#else
+enum { BLOCK_ROWS = 4, BLOCK_VECS = 2 };
+#endif
+enum { BLOCK_COLS = LANES * BLOCK_VECS };
+
+/* One operand: its lines are C's rows or C's columns; element (line, k) lies at line * step + k * inner. */
+typedef struct Side {
+    const void *data;
+    Dtype dtype; /* f32, bf16, f16 */
+    int64_t step, inner;
+} Side;
+
+static inline Side side_at(Side s, int64_t line, int64_t k) {
+    s.data = (const char *)s.data + (line * s.step + k * s.inner) * (int64_t)dtype_size(s.dtype);
+    return s;
+}
+
+/* Whether the product of two dtypes runs on pairs of bf16 here; if not, panels are f32. */
+static inline int sides_pair(Dtype a, Dtype b) {
+#ifdef __AVX512BF16__
+    return a == BF16 && b == BF16;
+#else
+    return (void)a, (void)b, 0;
+#endif
+}
+
+/* A panel is steps x width words of 4 bytes: an f32, or two bf16 that follow each other in the depth. */
+static inline int64_t panel_steps(int64_t depth, int pairs) { return pairs ? (depth + 1) / 2 : depth; }
+
+/* Words that a panel takes, a multiple of 64 bytes. */
+static inline int64_t panel_words(int width, int64_t depth, int pairs) {
+    return (panel_steps(depth, pairs) * width + 15) / 16 * 16;
+}
+
+/* panel_pack() : `lines` <= width lines of `from`, `depth` deep; missing lines, and an odd depth's last half, are 0. */
+void KERNEL(panel_pack)(float *to, int width, Side from, int64_t lines, int64_t depth, int pairs);
+
+/* block_product() : c (BLOCK_ROWS x BLOCK_COLS) = (keep ? c : 0) + a b; what lies past `rows` and `cols` may be left as it is. */
+void KERNEL(block_product)(float *c, int keep, const float *a, const float *b, int64_t steps, int64_t rows, int64_t cols, int pairs);
+
+static inline int64_t count_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+#endif
