@@ -92,4 +92,15 @@ function Session:resume(path)
   return state
 end
 
+-- Takes the adapter off the model and frees everything the session holds.
+function Session:close()
+  if self.adapter then lora.remove(self.model, self.adapter) end
+  for _, p in ipairs(self.params) do
+    for _, g in ipairs(p.gradients) do g:free() end
+    for _, moment in ipairs { "m", "v" } do
+      if self.optimizer[moment][p.name] then self.optimizer[moment][p.name]:free() end
+    end
+  end
+end
+
 return Session

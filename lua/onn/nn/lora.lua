@@ -100,8 +100,7 @@ function lora.config(model, adapter)
     target_modules = json.array(sorted_keys(names)), bias = "none", base_model_name_or_path = model.directory,
     fan_in_fan_out = false, inference_mode = true, use_rslora = adapter.rslora, use_dora = false, init_lora_weights = true,
     layers_to_transform = partial and json.array(sorted_keys(layers)) or json.null,
-    layers_pattern = partial and "layers" or json.null, modules_to_save = json.null, rank_pattern = json.object and json.object {} or {},
-    alpha_pattern = json.object and json.object {} or {},
+    layers_pattern = partial and "layers" or json.null, modules_to_save = json.null, rank_pattern = {}, alpha_pattern = {},
   }
 end
 

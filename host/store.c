@@ -1,0 +1,308 @@
+#define _GNU_SOURCE
+#include "store.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "file.h"
+#include "json.h"
+
+typedef struct Shard {
+    char *path;
+    int fd;
+    Header header;
+} Shard;
+
+struct Store {
+    Shard *shards;
+    size_t shard_count;
+    const Entry **entries; /* of all shards, by name */
+    size_t count;
+};
+
+static int by_name(const void *a, const void *b) {
+    return strcmp((*(const Entry *const *)a)->name, (*(const Entry *const *)b)->name);
+}
+
+static Status add_shard(Store *s, const char *path) {
+    Shard *grown = realloc(s->shards, (s->shard_count + 1) * sizeof *grown);
+    if (!grown)
+        return fail(ERR_MEMORY, "out of memory");
+    s->shards = grown;
+    Shard *shard = &s->shards[s->shard_count];
+    *shard = (Shard){.fd = -1, .path = strdup(path)};
+    if (!shard->path)
+        return fail(ERR_MEMORY, "out of memory");
+    s->shard_count++;
+    uint64_t size;
+    Status status = file_open(path, &shard->fd, &size);
+    return status == OK ? safetensors_header(shard->fd, path, size, &shard->header) : status;
+}
+
+/* All shards' entries in one sorted list; a name that two shards hold is refused. */
+static Status gather(Store *s) {
+    for (size_t i = 0; i < s->shard_count; i++)
+        s->count += s->shards[i].header.count;
+    if (!(s->entries = calloc(s->count + 1, sizeof *s->entries)))
+        return fail(ERR_MEMORY, "out of memory");
+    size_t n = 0;
+    for (size_t i = 0; i < s->shard_count; i++)
+        for (size_t e = 0; e < s->shards[i].header.count; e++) {
+            s->shards[i].header.entries[e].shard = (int)i;
+            s->entries[n++] = &s->shards[i].header.entries[e];
+        }
+    qsort(s->entries, s->count, sizeof *s->entries, by_name);
+    for (size_t i = 1; i < s->count; i++)
+        if (!strcmp(s->entries[i - 1]->name, s->entries[i]->name))
+            return fail(ERR_FORMAT, "tensor '%.200s' is in both %s and %s", s->entries[i]->name, store_path(s, s->entries[i - 1]),
+                        store_path(s, s->entries[i]));
+    return OK;
+}
+
+/* A shard's name must be a plain relative path that stays beneath the directory. */
+static int safe_name(const char *name) {
+    if (!*name || *name == '/')
+        return 0;
+    for (const char *p = name; p; p = strchr(p, '/')) {
+        p += *p == '/';
+        if (!strncmp(p, "..", 2) && (p[2] == '/' || !p[2]))
+            return 0;
+    }
+    return 1;
+}
+
+static Status open_index(Store *s, const char *directory, const char *index) {
+    cJSON *root = NULL;
+    Status status = json_read(index, (size_t)1 << 30, &root);
+    if (status != OK)
+        return status;
+    const cJSON *map = json_get(root, "weight_map");
+    if (!cJSON_IsObject(map))
+        status = fail(ERR_FORMAT, "%s: no 'weight_map'", index);
+    size_t mapped = 0;
+    for (const cJSON *c = status == OK ? map->child : NULL; c && status == OK; c = c->next, mapped++) {
+        if (!cJSON_IsString(c) || !safe_name(c->valuestring)) {
+            status = fail(ERR_FORMAT, "%s: tensor '%.200s' should name a file beneath the model's directory", index, c->string);
+            break;
+        }
+        char *path;
+        if (asprintf(&path, "%s/%s", directory, c->valuestring) < 0) {
+            status = fail(ERR_MEMORY, "out of memory");
+            break;
+        }
+        size_t i = s->shard_count;
+        while (i && strcmp(s->shards[i - 1].path, path)) /* neighbours in the map mostly share their shard: look at the last first */
+            i--;
+        if (!i)
+            status = add_shard(s, path);
+        free(path);
+    }
+    if (status == OK)
+        status = gather(s);
+    for (const cJSON *c = status == OK ? map->child : NULL; c && status == OK; c = c->next) {
+        const Entry *e = store_find(s, c->string);
+        const char *at = e ? store_path(s, e) + strlen(directory) + 1 : NULL;
+        if (!e || strcmp(at, c->valuestring))
+            status = fail(ERR_FORMAT, "%s: tensor '%.200s' is not in %s%s%s", index, c->string, c->valuestring, e ? " but in " : "", e ? at : "");
+    }
+    if (status == OK && mapped != s->count)
+        for (size_t i = 0; i < s->count && status == OK; i++)
+            if (!json_get(map, s->entries[i]->name))
+                status = fail(ERR_FORMAT, "%s: tensor '%.200s' of %s is not in the index", index, s->entries[i]->name, store_path(s, s->entries[i]));
+    cJSON_Delete(root);
+    return status;
+}
+
+static Status open_directory(Store *s, const char *directory) {
+    char *whole = NULL, *index = NULL;
+    struct stat st;
+    Status status = OK;
+    if (asprintf(&whole, "%s/model.safetensors", directory) < 0)
+        whole = NULL;
+    if (asprintf(&index, "%s/model.safetensors.index.json", directory) < 0)
+        index = NULL;
+    if (!whole || !index) {
+        status = fail(ERR_MEMORY, "out of memory");
+    } else if (!stat(index, &st)) {
+        status = open_index(s, directory, index);
+    } else if (!stat(whole, &st)) {
+        status = add_shard(s, whole);
+        if (status == OK)
+            status = gather(s);
+    } else {
+        char *bin = NULL;
+        int pickle = asprintf(&bin, "%s/pytorch_model.bin", directory) >= 0 && !stat(bin, &st);
+        status = fail(ERR_IO, pickle ? "%s holds pytorch_model.bin, a pickle that could run code when read; save it as safetensors "
+                                       "(model.save_pretrained(DIR, safe_serialization=True))"
+                                     : "%s: neither model.safetensors nor model.safetensors.index.json is there", directory);
+        free(bin);
+    }
+    free(whole);
+    free(index);
+    return status;
+}
+
+Status store_open(const char *path, Store **out) {
+    struct stat st;
+    *out = NULL;
+    if (stat(path, &st))
+        return fail(ERR_IO, "%s: %s", path, strerror(errno));
+    Store *s = calloc(1, sizeof *s);
+    if (!s)
+        return fail(ERR_MEMORY, "out of memory");
+    Status status;
+    if (S_ISDIR(st.st_mode)) {
+        status = open_directory(s, path);
+    } else {
+        status = add_shard(s, path);
+        if (status == OK)
+            status = gather(s);
+    }
+    if (status != OK) {
+        store_close(s);
+        return status;
+    }
+    *out = s;
+    return OK;
+}
+
+void store_close(Store *s) {
+    if (!s)
+        return;
+    for (size_t i = 0; i < s->shard_count; i++) {
+        if (s->shards[i].fd >= 0)
+            close(s->shards[i].fd);
+        safetensors_free(&s->shards[i].header);
+        free(s->shards[i].path);
+    }
+    free(s->shards);
+    free(s->entries);
+    free(s);
+}
+
+size_t store_count(const Store *s) { return s->count; }
+const Entry *store_entry(const Store *s, size_t i) { return s->entries[i]; }
+const char *store_path(const Store *s, const Entry *e) { return s->shards[e->shard].path; }
+
+const Entry *store_find(const Store *s, const char *name) {
+    size_t low = 0, high = s->count;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        int order = strcmp(name, s->entries[middle]->name);
+        if (!order)
+            return s->entries[middle];
+        if (order < 0)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return NULL;
+}
+
+char *const *store_metadata(const Store *s, size_t *pairs) {
+    *pairs = s->shard_count ? s->shards[0].header.metadata_count : 0;
+    return s->shard_count ? s->shards[0].header.metadata : NULL;
+}
+
+Status store_read(const Store *s, const Entry *e, uint64_t offset, void *buffer, size_t bytes) {
+    const Shard *shard = &s->shards[e->shard];
+    if (offset > e->bytes || bytes > e->bytes - offset)
+        return fail(ERR_ARGUMENT, "%s: tensor '%.200s' holds %llu bytes", shard->path, e->name, (unsigned long long)e->bytes);
+    return file_read_at(shard->fd, shard->path, e->offset + offset, buffer, bytes);
+}
+
+struct StoreWriter {
+    Writer *file;
+    cJSON *header;
+    uint64_t declared, written;
+    int begun;
+};
+
+Status store_writer_open(const char *path, StoreWriter **out) {
+    StoreWriter *w = calloc(1, sizeof *w);
+    *out = NULL;
+    if (!w || !(w->header = cJSON_CreateObject())) {
+        free(w);
+        return fail(ERR_MEMORY, "out of memory");
+    }
+    Status status = writer_open(path, &w->file);
+    if (status != OK) {
+        cJSON_Delete(w->header);
+        free(w);
+        return status;
+    }
+    *out = w;
+    return OK;
+}
+
+Status store_writer_metadata(StoreWriter *w, const char *key, const char *value) {
+    cJSON *metadata = cJSON_GetObjectItemCaseSensitive(w->header, "__metadata__");
+    if (!metadata)
+        metadata = cJSON_AddObjectToObject(w->header, "__metadata__");
+    return cJSON_AddStringToObject(metadata, key, value) ? OK : fail(ERR_MEMORY, "out of memory");
+}
+
+Status store_writer_declare(StoreWriter *w, const char *name, const char *dtype, int dims, const int64_t *shape) {
+    cJSON *item = cJSON_AddObjectToObject(w->header, name), *sizes, *offsets;
+    uint64_t bytes = safetensors_element(dtype);
+    if (!item || !cJSON_AddStringToObject(item, "dtype", dtype) || !(sizes = cJSON_AddArrayToObject(item, "shape")) ||
+        !(offsets = cJSON_AddArrayToObject(item, "data_offsets")))
+        return fail(ERR_MEMORY, "out of memory");
+    for (int i = 0; i < dims; i++) {
+        bytes *= (uint64_t)shape[i];
+        cJSON_AddItemToArray(sizes, cJSON_CreateNumber((double)shape[i]));
+    }
+    cJSON_AddItemToArray(offsets, cJSON_CreateNumber((double)w->declared));
+    w->declared += bytes;
+    cJSON_AddItemToArray(offsets, cJSON_CreateNumber((double)w->declared));
+    return OK;
+}
+
+static Status begin(StoreWriter *w) {
+    unsigned char head[8];
+    w->begun = 1;
+    char *text = cJSON_PrintUnformatted(w->header);
+    if (!text)
+        return fail(ERR_MEMORY, "out of memory");
+    size_t length = strlen(text), padded = (length + 7) / 8 * 8;
+    for (int i = 0; i < 8; i++)
+        head[i] = (unsigned char)((uint64_t)padded >> (8 * i));
+    Status status = writer_put(w->file, head, 8);
+    if (status == OK)
+        status = writer_put(w->file, text, length);
+    if (status == OK)
+        status = writer_put(w->file, "       ", padded - length);
+    cJSON_free(text);
+    return status;
+}
+
+Status store_writer_put(StoreWriter *w, const void *data, size_t bytes) {
+    Status status = w->begun ? OK : begin(w);
+    w->written += bytes;
+    return status == OK ? writer_put(w->file, data, bytes) : status;
+}
+
+Status store_writer_commit(StoreWriter *w) {
+    Status status = w->begun ? OK : begin(w);
+    if (status == OK && w->written != w->declared)
+        status = fail(ERR_ARGUMENT, "%llu bytes were declared, %llu written", (unsigned long long)w->declared, (unsigned long long)w->written);
+    if (status == OK)
+        status = writer_commit(w->file);
+    else
+        writer_abort(w->file);
+    cJSON_Delete(w->header);
+    free(w);
+    return status;
+}
+
+void store_writer_abort(StoreWriter *w) {
+    if (!w)
+        return;
+    writer_abort(w->file);
+    cJSON_Delete(w->header);
+    free(w);
+}
