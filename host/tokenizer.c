@@ -1,0 +1,308 @@
+#include "tokenizer.h"
+
+#include "added.h"
+#include "bpe.h"
+#include "component.h"
+#include "decode.h"
+#include "json.h"
+#include "normalize.h"
+#include "pretokenize.h"
+#include "utf8.h"
+
+struct Tokenizer {
+    Vocab vocab;           /* the model's tokens and the added ones */
+    uint8_t *special;      /* by id */
+    AddedSet *raw, *after; /* added tokens found in the text as it is, and in the normalized text */
+    Normalizer *normalizer;
+    PreTokenizer *pretokenizer;
+    Bpe *bpe;
+    Decoder *decoder;
+    Ids prefix;
+};
+
+struct TokenStream {
+    const Tokenizer *tokenizer;
+    Decoding *decoding;
+    int skip_special;
+};
+
+/* --- loading ------------------------------------------------------------------------------------------------------ */
+
+static Status load_vocab(Tokenizer *t, const cJSON *model, const char *what) {
+    const cJSON *type = json_get(model, "type"), *vocab = json_get(model, "vocab"), *item;
+    if (!cJSON_IsObject(model))
+        return fail(ERR_FORMAT, "%s: no tokenizer.json: it has no model", what);
+    if (cJSON_IsString(type) ? strcmp(type->valuestring, "BPE") != 0 : !json_get(model, "merges"))
+        return fail(ERR_UNSUPPORTED, "%s: the model '%s' is not supported, only BPE", what,
+                    cJSON_IsString(type) ? type->valuestring : "(without a type)");
+    if (!cJSON_IsObject(vocab))
+        return fail(ERR_FORMAT, "%s: the model has no vocabulary", what);
+    Status status = vocab_reserve(&t->vocab, (size_t)cJSON_GetArraySize(vocab));
+    cJSON_ArrayForEach(item, vocab) {
+        int64_t id;
+        if (status == OK && !json_integer(item, &id))
+            status = fail(ERR_FORMAT, "%s: token '%.200s' has no number", what, item->string);
+        if (status == OK)
+            status = vocab_add(&t->vocab, item->string, strlen(item->string), id, what);
+    }
+    return status;
+}
+
+static Status load_added_token(Tokenizer *t, const cJSON *item, const char *what) {
+    const char *text = component_text(item, "content", NULL), *pattern;
+    int64_t id;
+    if (!text || !json_integer(json_get(item, "id"), &id))
+        return fail(ERR_FORMAT, "%s: an added token without content and id", what);
+    size_t n = strlen(text), pattern_length;
+    if (n == 0)
+        return OK;
+    Status status = component_keys(item, "id content single_word lstrip rstrip normalized special", what);
+    int32_t known = vocab_find(&t->vocab, text, n);
+    if (known >= 0)
+        id = known;
+    else if (status == OK)
+        status = vocab_add(&t->vocab, text, n, id, what);
+    if (status != OK)
+        return status;
+    AddedToken token = {.id = (int32_t)id,
+                        .special = component_flag(item, "special", 0) != 0,
+                        .lstrip = component_flag(item, "lstrip", 0) != 0,
+                        .rstrip = component_flag(item, "rstrip", 0) != 0,
+                        .single_word = component_flag(item, "single_word", 0) != 0,
+                        .normalized = component_flag(item, "normalized", 1) != 0};
+    if (!token.normalized)
+        return added_put(t->raw, text, n, token);
+    status = normalizer_run(t->normalizer, text, n, &pattern, &pattern_length);
+    return status == OK ? added_put(t->after, pattern, pattern_length, token) : status;
+}
+
+static Status load_added(Tokenizer *t, const cJSON *list, const char *what) {
+    const cJSON *item;
+    Status status = added_open(&t->raw);
+    if (status == OK)
+        status = added_open(&t->after);
+    cJSON_ArrayForEach(item, list)
+        if (status == OK)
+            status = load_added_token(t, item, what);
+    if (status != OK)
+        return status;
+    t->special = calloc((size_t)t->vocab.limit + 1, 1);
+    if (!t->special)
+        return fail(ERR_MEMORY, "no memory for a tokenizer");
+    cJSON_ArrayForEach(item, list) {
+        const char *text = component_text(item, "content", "");
+        int32_t id = vocab_find(&t->vocab, text, strlen(text));
+        if (id >= 0 && component_flag(item, "special", 0))
+            t->special[id] = 1;
+    }
+    return OK;
+}
+
+static Status prefix_token(Tokenizer *t, const char *text, const char *what) {
+    int32_t id = vocab_find(&t->vocab, text, strlen(text));
+    if (id < 0)
+        return fail(ERR_FORMAT, "%s: the template names '%.200s', which is no token", what, text);
+    return ids_push(&t->prefix, id);
+}
+
+/* The special tokens before the sequence of a TemplateProcessing. */
+static Status load_template(Tokenizer *t, const cJSON *spec, const char *what) {
+    const cJSON *piece, *id;
+    Status status = component_keys(spec, "single pair special_tokens", what);
+    cJSON_ArrayForEach(piece, json_get(spec, "single")) {
+        const cJSON *special = json_get(piece, "SpecialToken");
+        if (status != OK || !special)
+            break;
+        const char *name = component_text(special, "id", "");
+        const cJSON *ids = json_get(json_get(json_get(spec, "special_tokens"), name), "ids");
+        if (!cJSON_IsArray(ids))
+            status = prefix_token(t, name, what);
+        cJSON_ArrayForEach(id, ids) {
+            int64_t value;
+            size_t n;
+            if (status == OK && (!json_integer(id, &value) || !vocab_text(&t->vocab, value, &n)))
+                status = fail(ERR_FORMAT, "%s: the template's '%.200s' has an id that is no token", what, name);
+            if (status == OK)
+                status = ids_push(&t->prefix, (int32_t)value);
+        }
+    }
+    return status;
+}
+
+static Status load_processor(Tokenizer *t, const cJSON *spec, const char *what) {
+    const char *type;
+    if (!spec || cJSON_IsNull(spec))
+        return OK;
+    Status status = component_type(spec, "post-processor", what, &type);
+    if (status != OK)
+        return status;
+    if (!strcmp(type, "ByteLevel")) /* concerns offsets only */
+        return component_keys(spec, "add_prefix_space trim_offsets use_regex", what);
+    if (!strcmp(type, "TemplateProcessing"))
+        return load_template(t, spec, what);
+    if (!strcmp(type, "BertProcessing") || !strcmp(type, "RobertaProcessing")) {
+        const cJSON *cls = json_get(spec, "cls");
+        status = component_keys(spec, "sep cls trim_offsets add_prefix_space", what);
+        if (status == OK && !(cJSON_IsArray(cls) && cJSON_IsString(cls->child)))
+            status = fail(ERR_FORMAT, "%s: %s without cls", what, type);
+        return status == OK ? prefix_token(t, cls->child->valuestring, what) : status;
+    }
+    if (strcmp(type, "Sequence"))
+        return fail(ERR_UNSUPPORTED, "%s: the post-processor '%s' is not supported", what, type);
+    const cJSON *item;
+    cJSON_ArrayForEach(item, json_get(spec, "processors"))
+        if (status == OK)
+            status = load_processor(t, item, what);
+    return status;
+}
+
+Status tokenizer_load(const char *json, size_t n, const char *what, Tokenizer **out) {
+    cJSON *root = NULL;
+    *out = NULL;
+    Tokenizer *t = calloc(1, sizeof *t);
+    Status status = t ? json_parse(json, n, what, &root) : fail(ERR_MEMORY, "no memory for a tokenizer");
+    if (status == OK)
+        status = component_keys(root, "version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder model",
+                                what);
+    if (status == OK)
+        status = load_vocab(t, json_get(root, "model"), what);
+    if (status == OK)
+        status = normalizer_load(json_get(root, "normalizer"), what, &t->normalizer);
+    if (status == OK)
+        status = pretokenizer_load(json_get(root, "pre_tokenizer"), what, &t->pretokenizer);
+    if (status == OK)
+        status = bpe_load(json_get(root, "model"), &t->vocab, pretokenizer_bytes(t->pretokenizer), what, &t->bpe);
+    if (status == OK)
+        status = load_added(t, json_get(root, "added_tokens"), what);
+    if (status == OK)
+        status = load_processor(t, json_get(root, "post_processor"), what);
+    if (status == OK)
+        status = decoder_load(json_get(root, "decoder"), what, &t->decoder);
+    cJSON_Delete(root);
+    if (status == OK)
+        *out = t;
+    else
+        tokenizer_free(t);
+    return status;
+}
+
+void tokenizer_free(Tokenizer *t) {
+    if (!t)
+        return;
+    vocab_free(&t->vocab);
+    free(t->special);
+    added_free(t->raw);
+    added_free(t->after);
+    normalizer_free(t->normalizer);
+    pretokenizer_free(t->pretokenizer);
+    bpe_free(t->bpe);
+    decoder_free(t->decoder);
+    ids_free(&t->prefix);
+    free(t);
+}
+
+/* --- encoding ----------------------------------------------------------------------------------------------------- */
+
+typedef struct Encoding {
+    Tokenizer *tokenizer;
+    Ids *out;
+    int special;
+} Encoding;
+
+static Status word(void *context, const char *text, size_t n) {
+    Encoding *e = context;
+    return bpe_encode(e->tokenizer->bpe, text, n, e->out);
+}
+
+typedef Status (*Between)(Encoding *e, const char *text, size_t n, int at_start);
+
+/* Gives added tokens' ids and hands on the text between them. */
+static Status split(Encoding *e, const AddedSet *set, const char *text, size_t n, int at_start, Between between) {
+    size_t from = 0, covered = 0, start, end;
+    const AddedToken *token;
+    Status status = OK;
+    while (status == OK && !added_empty(set) && (token = added_next(set, text, n, e->special, &from, covered, &start, &end))) {
+        if (start > covered)
+            status = between(e, text + covered, start - covered, at_start && covered == 0);
+        if (status == OK)
+            status = ids_push(e->out, token->id);
+        covered = end;
+    }
+    return status == OK && n > covered ? between(e, text + covered, n - covered, at_start && covered == 0) : status;
+}
+
+static Status normalized_piece(Encoding *e, const char *text, size_t n, int at_start) {
+    return pretokenizer_run(e->tokenizer->pretokenizer, text, n, at_start, word, e);
+}
+
+static Status raw_piece(Encoding *e, const char *text, size_t n, int at_start) {
+    Status status = normalizer_run(e->tokenizer->normalizer, text, n, &text, &n);
+    return status == OK ? split(e, e->tokenizer->after, text, n, at_start, normalized_piece) : status;
+}
+
+Status tokenizer_encode(Tokenizer *t, const char *text, size_t n, int flags, Ids *out) {
+    Bytes repaired = {0};
+    Encoding e = {t, out, (flags & ENCODE_SPECIAL) != 0};
+    Status status = OK;
+    if (flags & ENCODE_BOS)
+        status = ids_append(out, t->prefix.data, t->prefix.count);
+    if (status == OK)
+        status = ids_reserve(out, n / 4 + 16);
+    if (status == OK && utf8_valid(text, n) < n) {
+        status = utf8_repair(text, n, &repaired);
+        text = repaired.data, n = repaired.length;
+    }
+    if (status == OK)
+        status = split(&e, t->raw, text, n, 1, raw_piece);
+    bytes_free(&repaired);
+    return status;
+}
+
+/* --- decoding ----------------------------------------------------------------------------------------------------- */
+
+Status tokenizer_stream(const Tokenizer *t, int skip_special, TokenStream **out) {
+    TokenStream *s = *out = calloc(1, sizeof *s);
+    if (!s)
+        return fail(ERR_MEMORY, "no memory to decode");
+    *s = (TokenStream){t, NULL, skip_special};
+    Status status = decoding_open(t->decoder, &s->decoding);
+    if (status != OK)
+        free(s), *out = NULL;
+    return status;
+}
+
+Status token_stream_push(TokenStream *s, int32_t id, Bytes *out) {
+    size_t n;
+    const char *text = vocab_text(&s->tokenizer->vocab, id, &n);
+    if (!text || (s->skip_special && s->tokenizer->special[id]))
+        return OK;
+    return decoding_push(s->decoding, text, n, out);
+}
+
+Status token_stream_finish(TokenStream *s, Bytes *out) { return decoding_finish(s->decoding, out); }
+
+void token_stream_free(TokenStream *s) {
+    if (!s)
+        return;
+    decoding_free(s->decoding);
+    free(s);
+}
+
+Status tokenizer_decode(const Tokenizer *t, const int32_t *ids, size_t count, int skip_special, Bytes *out) {
+    TokenStream *s;
+    Status status = tokenizer_stream(t, skip_special, &s);
+    for (size_t i = 0; i < count && status == OK; i++)
+        status = token_stream_push(s, ids[i], out);
+    if (status == OK)
+        status = token_stream_finish(s, out);
+    token_stream_free(s);
+    return status;
+}
+
+/* --- questions ---------------------------------------------------------------------------------------------------- */
+
+int32_t tokenizer_id(const Tokenizer *t, const char *text, size_t n) { return vocab_find(&t->vocab, text, n); }
+const char *tokenizer_token(const Tokenizer *t, int64_t id, size_t *n) { return vocab_text(&t->vocab, id, n); }
+int tokenizer_special(const Tokenizer *t, int64_t id) { return id >= 0 && id < t->vocab.limit && t->special[id]; }
+int32_t tokenizer_size(const Tokenizer *t) { return t->vocab.limit; }
+const Ids *tokenizer_prefix(const Tokenizer *t) { return &t->prefix; }
