@@ -5,6 +5,9 @@
 #include <immintrin.h>
 #endif
 
+/* So that widths, dtypes and counts of registers are constants inside. */
+#define INLINE static inline __attribute__((always_inline))
+
 /* --- packing --------------------------------------------------------------------------------------------------------- */
 
 typedef uint32_t Words __attribute__((vector_size(32), may_alias));
@@ -30,7 +33,7 @@ static inline uint32_t word_at(const void *p, Dtype dtype, int pairs, int64_t ne
 }
 
 /* Eight words that follow each other in the source. */
-static inline void words_load(Words *w, const void *p, Dtype dtype, int pairs) {
+INLINE void words_load(Words *w, const void *p, Dtype dtype, int pairs) {
     if (pairs || dtype == F32) {
         memcpy(w, p, sizeof *w);
         return;
@@ -49,7 +52,7 @@ static inline void words_load(Words *w, const void *p, Dtype dtype, int pairs) {
 #endif
 }
 
-static inline void words_transpose(Words r[8]) {
+INLINE void words_transpose(Words r[8]) {
     Words t[8];
     for (int i = 0; i < 4; i++) {
         t[i] = __builtin_shuffle(r[2 * i], r[2 * i + 1], (Words){0, 8, 2, 10, 4, 12, 6, 14});
@@ -69,53 +72,74 @@ static inline void words_transpose(Words r[8]) {
 }
 
 /* Lines whose depth is contiguous: transposed in squares of eight. */
-static inline void pack_across(uint32_t *to, int width, Side from, int64_t lines, int64_t depth, int pairs, Dtype dtype) {
+INLINE void pack_across(uint32_t *to, int width, Side from, int64_t lines, int64_t depth, int pairs, Dtype dtype) {
     int64_t size = dtype == F32 ? 4 : 2, word = pairs ? 4 : size, whole = pairs ? depth / 2 : depth, steps = panel_steps(depth, pairs);
     const char *data = from.data;
     int64_t s = 0;
-    for (; s + 8 <= whole; s += 8)
+    for (; s + 8 <= whole; s += 8) {
+#pragma GCC unroll 4
         for (int at = 0; at < width; at += 8) {
+            const int part = width - at < 8 ? width - at : 8;
+            const char *p = data + at * from.step * size + s * word;
             Words r[8];
-            for (int i = 0; i < 8; i++)
-                if (at + i < lines)
-                    words_load(&r[i], data + (at + i) * from.step * size + s * word, dtype, pairs);
-                else
-                    r[i] = (Words){0};
-            words_transpose(r);
-            if (at + 8 <= width)
-                for (int i = 0; i < 8; i++)
-                    memcpy(to + (s + i) * width + at, &r[i], 32);
+            if (at + part <= lines)
+                for (int i = 0; i < 8; i++, p += from.step * size)
+                    if (i < part)
+                        words_load(&r[i], p, dtype, pairs);
+                    else
+                        r[i] = (Words){0};
             else
-                for (int i = 0; i < 8; i++)
-                    memcpy(to + (s + i) * width + at, &r[i], (size_t)(width - at) * 4);
+                for (int i = 0; i < 8; i++, p += from.step * size)
+                    if (at + i < lines)
+                        words_load(&r[i], p, dtype, pairs);
+                    else
+                        r[i] = (Words){0};
+            words_transpose(r);
+            for (int i = 0; i < 8; i++)
+                memcpy(to + (s + i) * width + at, &r[i], (size_t)part * 4);
         }
+    }
     for (; s < steps; s++)
         for (int i = 0; i < width; i++)
             to[s * width + i] = i < lines ? word_at(data + i * from.step * size + s * word, dtype, pairs, s < whole) : 0;
 }
 
+/* Eight (or the first `n`) neighbouring lines of one step; `next`, if there is one, is the pair's second row. */
+INLINE void step_load(Words *w, const char *row, const char *next, int64_t n, int pairs, Dtype dtype) {
+    char low[32] = {0}, high[16] = {0};
+    Halves a, b;
+    if (n < 8) {
+        memcpy(low, row, (size_t)n * (dtype == F32 ? 4 : 2));
+        if (pairs && next)
+            memcpy(high, next, (size_t)n * 2);
+        row = low;
+        next = high;
+    }
+    if (!pairs) {
+        words_load(w, row, dtype, 0);
+        return;
+    }
+    memcpy(&a, row, sizeof a);
+    memcpy(&b, next ? next : high, sizeof b);
+    *w = __builtin_convertvector(a, Words) | __builtin_convertvector(b, Words) << 16;
+}
+
 /* Lines that lie side by side: each step is a copy, or two rows interleaved. */
-static inline void pack_along(uint32_t *to, int width, Side from, int64_t lines, int64_t depth, int pairs, Dtype dtype) {
+INLINE void pack_along(uint32_t *to, int width, Side from, int64_t lines, int64_t depth, int pairs, Dtype dtype) {
     int64_t size = dtype == F32 ? 4 : 2, steps = panel_steps(depth, pairs);
-    const char *data = from.data;
     for (int64_t s = 0; s < steps; s++) {
-        const char *row = data + (pairs ? 2 * s : s) * from.inner * size;
-        int two = pairs && 2 * s + 1 < depth, at = 0;
-        for (; at + 8 <= lines; at += 8) {
-            Words w;
-            if (pairs) {
-                Halves low, high = {0};
-                memcpy(&low, row + at * 2, 16);
-                if (two)
-                    memcpy(&high, row + (from.inner + at) * 2, 16);
-                w = __builtin_convertvector(low, Words) | __builtin_convertvector(high, Words) << 16;
-            } else {
-                words_load(&w, row + at * size, dtype, 0);
-            }
-            memcpy(to + s * width + at, &w, 32);
+        const char *row = (const char *)from.data + (pairs ? 2 * s : s) * from.inner * size;
+        const char *next = pairs && 2 * s + 1 < depth ? row + from.inner * size : NULL;
+#pragma GCC unroll 4
+        for (int at = 0; at < width; at += 8) {
+            const int part = width - at < 8 ? width - at : 8;
+            Words w = {0};
+            if (at + 8 <= lines) /* past the width too: one load, of which a part is kept */
+                step_load(&w, row + at * size, next ? next + at * size : NULL, 8, pairs, dtype);
+            else if (at < lines)
+                step_load(&w, row + at * size, next ? next + at * size : NULL, lines - at, pairs, dtype);
+            memcpy(to + s * width + at, &w, (size_t)part * 4);
         }
-        for (; at < width; at++)
-            to[s * width + at] = at < lines ? word_at(row + at * size, dtype, pairs, two ? from.inner : 0) : 0;
     }
 }
 
@@ -129,7 +153,7 @@ static void pack_any(uint32_t *to, int width, Side from, int64_t lines, int64_t 
         }
 }
 
-static inline void pack(uint32_t *to, int width, Side from, int64_t lines, int64_t depth, int pairs, Dtype dtype) {
+INLINE void pack(uint32_t *to, int width, Side from, int64_t lines, int64_t depth, int pairs, Dtype dtype) {
     if (from.inner == 1)
         pack_across(to, width, from, lines, depth, pairs, dtype);
     else if (from.step == 1)
@@ -138,7 +162,7 @@ static inline void pack(uint32_t *to, int width, Side from, int64_t lines, int64
         pack_any(to, width, from, lines, depth, pairs);
 }
 
-static inline void pack_width(uint32_t *to, int width, Side from, int64_t lines, int64_t depth, int pairs) {
+INLINE void pack_width(uint32_t *to, int width, Side from, int64_t lines, int64_t depth, int pairs) {
     if (pairs)
         pack(to, width, from, lines, depth, 1, BF16);
     else if (from.dtype == F32)
@@ -160,8 +184,8 @@ void KERNEL(panel_pack)(float *to, int width, Side from, int64_t lines, int64_t 
 
 /* rows, vecs and pairs are constants where this is inlined, so that the accumulators are registers. Two vectors for each
  * broadcast: with one, the loads of a bf16 block take longer than its arithmetic (172 against 223 GFLOP/s on Zen 4). */
-static inline __attribute__((always_inline)) void block(float *c, int keep, const float *a, const float *b, int64_t steps, const int rows,
-                                                        const int vecs, const int pairs) {
+INLINE void block(float *c, int keep, const float *a, const float *b, int64_t steps, const int rows,
+                  const int vecs, const int pairs) {
     Vec sum[BLOCK_ROWS][BLOCK_VECS];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < vecs; j++)
@@ -191,8 +215,8 @@ static inline __attribute__((always_inline)) void block(float *c, int keep, cons
             vec_store(c + i * BLOCK_COLS + j * LANES, sum[i][j]);
 }
 
-static inline __attribute__((always_inline)) void block_rows(float *c, int keep, const float *a, const float *b, int64_t steps, int64_t rows,
-                                                             const int vecs, const int pairs) {
+INLINE void block_rows(float *c, int keep, const float *a, const float *b, int64_t steps, int64_t rows,
+                       const int vecs, const int pairs) {
     enum { PART = (BLOCK_ROWS + 2) / 3 };
     if (rows <= PART)
         block(c, keep, a, b, steps, PART, vecs, pairs);

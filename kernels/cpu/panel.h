@@ -44,7 +44,7 @@ static inline int64_t panel_words(int width, int64_t depth, int pairs) {
     return (panel_steps(depth, pairs) * width + 15) / 16 * 16;
 }
 
-/* panel_pack() : `lines` <= width lines of `from`, `depth` deep; missing lines, and an odd depth's last half, are 0. */
+/* panel_pack() : the first `width` of `lines` lines of `from`, `depth` deep; missing lines, and an odd depth's last half, are 0. */
 void KERNEL(panel_pack)(float *to, int width, Side from, int64_t lines, int64_t depth, int pairs);
 
 /* block_product() : c (BLOCK_ROWS x BLOCK_COLS) = (keep ? c : 0) + a b; what lies past `rows` and `cols` may be left as it is. */
