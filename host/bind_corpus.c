@@ -44,15 +44,16 @@ static const Ids *check_ids(lua_State *L, int arg) {
     return ids;
 }
 
-/* corpus:add(ids, from, gaps) -> labels that count. Ids before index `from` (0-based, default 0) have no label, nor have those
- * in the ranges of `gaps` = {from, to, from, to, ...} (0-based, `to` left out). */
+/* corpus:add(ids, from, gaps, limit) -> labels that count. Ids before index `from` (0-based, default 0) have no label, nor have
+ * those in the ranges of `gaps` = {from, to, from, to, ...} (0-based, `to` left out). At most `limit` ids are taken. */
 static int l_add(lua_State *L) {
     Corpus *c = check_corpus(L);
     int64_t from = lua_isnoneornil(L, 3) ? 0 : check_integer(L, 3, 0, MOST_IDS);
+    int64_t limit = lua_isnoneornil(L, 5) ? MOST_IDS : check_integer(L, 5, 1, MOST_IDS);
     const Ids *gaps = lua_isnoneornil(L, 4) ? NULL : check_ids(L, 4);
     const Ids *ids = check_ids(L, 2);
-    int64_t before = c->supervised;
-    done(L, corpus_add(c, ids->data, NULL, (int64_t)ids->count, from), 0);
+    int64_t before = c->supervised, n = (int64_t)ids->count;
+    done(L, corpus_add(c, ids->data, NULL, n < limit ? n : limit, from), 0);
     for (size_t i = 0; gaps && i + 1 < gaps->count; i += 2)
         corpus_unlabel(c, gaps->data[i], gaps->data[i + 1]);
     lua_pushnumber(L, (lua_Number)(c->supervised - before));
@@ -103,6 +104,11 @@ static int l_add_tensor(lua_State *L) {
     }
     lua_pushnumber(L, (lua_Number)(c->supervised - before));
     return 1;
+}
+
+static int l_remove_last(lua_State *L) {
+    corpus_remove_last(check_corpus(L));
+    return 0;
 }
 
 static int l_samples(lua_State *L) {
@@ -165,6 +171,12 @@ static int l_common_prefix(lua_State *L) {
     while (n < a->count && n < b->count && a->data[n] == b->data[n])
         n++;
     lua_pushnumber(L, (lua_Number)n);
+    return 1;
+}
+
+/* count(ids) -> how many */
+static int l_count(lua_State *L) {
+    lua_pushnumber(L, (lua_Number)check_ids(L, 1)->count);
     return 1;
 }
 
@@ -275,13 +287,13 @@ int bind_corpus(lua_State *L) {
         {"add", l_add},       {"add_windows", l_add_windows}, {"add_tensor", l_add_tensor}, {"__len", l_samples},
         {"samples", l_samples}, {"tokens", l_tokens},         {"supervised", l_supervised}, {"hash", l_hash},
         {"length", l_length}, {"ids", l_ids},                 {"labels", l_labels},         {"rows", l_rows},
-        {"__gc", l_corpus_free}, {NULL, NULL},
+        {"remove_last", l_remove_last}, {"__gc", l_corpus_free}, {NULL, NULL},
     };
     static const luaL_Reg rows[] = {
         {"__len", l_rows_count},       {"count", l_rows_count}, {"info", l_rows_info}, {"shuffle", l_rows_shuffle},
         {"batch", l_rows_batch},       {"__gc", l_rows_free},   {NULL, NULL},
     };
-    static const luaL_Reg functions[] = {{"new", l_new}, {"common_prefix", l_common_prefix}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"new", l_new}, {"common_prefix", l_common_prefix}, {"count", l_count}, {NULL, NULL}};
     new_class(L, CORPUS, corpus);
     new_class(L, ROWS, rows);
     lua_newtable(L);

@@ -53,6 +53,15 @@ void corpus_unlabel(Corpus *c, int64_t from, int64_t to) {
     }
 }
 
+void corpus_remove_last(Corpus *c) {
+    if (!c->samples)
+        return;
+    int64_t begin = corpus_begin(c, c->samples - 1);
+    c->supervised -= count_labels(c, begin + 1, (int64_t)c->labels.count);
+    c->ids.count = c->labels.count = (size_t)begin;
+    c->samples--;
+}
+
 uint64_t corpus_hash(const Corpus *c) {
     uint64_t parts[3] = {
         XXH64(c->ids.data, c->ids.count * sizeof *c->ids.data, 0),

@@ -20,6 +20,9 @@ Status corpus_add(Corpus *c, const int32_t *ids, const int32_t *labels, int64_t 
 /* corpus_unlabel() : takes the labels of tokens [from, to) of the last sample away. */
 void corpus_unlabel(Corpus *c, int64_t from, int64_t to);
 
+/* corpus_remove_last() : takes the last sample out again. */
+void corpus_remove_last(Corpus *c);
+
 /* corpus_begin() : where sample i starts; corpus_length() : its tokens. */
 static inline int64_t corpus_begin(const Corpus *c, int64_t i) { return i ? c->ends[i - 1] : 0; }
 static inline int64_t corpus_length(const Corpus *c, int64_t i) { return c->ends[i] - corpus_begin(c, i); }

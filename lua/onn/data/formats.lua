@@ -1,0 +1,191 @@
+-- What a row of training data may look like, and reading rows from files.
+--   a row becomes { text } | { prompt, completion } | { messages, tools }
+local json = require "onn.core.json"
+
+local formats = {}
+
+-- The pairs of keys that are looked for, in this order.
+local PAIRS = { { "prompt", "completion" }, { "instruction", "output" }, { "input", "output" }, { "question", "answer" } }
+local EXPECTED = "expected text; prompt and completion; input and output; instruction and output; question and answer; messages; "
+  .. "or conversations"
+local ROLES = { human = "user", user = "user", gpt = "assistant", assistant = "assistant", model = "assistant", system = "system",
+  tool = "tool", observation = "tool" }
+
+local function keys_of(row)
+  local keys = {}
+  for key in pairs(row) do keys[#keys + 1] = tostring(key) end
+  table.sort(keys)
+  return table.concat(keys, ", ")
+end
+
+local function present(v) return v ~= nil and v ~= json.null end
+
+local function kind_of(v)
+  if not present(v) then return "nothing" end
+  return type(v) == "table" and (v[1] ~= nil and "a list" or "an object") or "a " .. type(v)
+end
+
+-- row[key], which must be text; nil, message otherwise.
+local function text_at(row, key)
+  if type(row[key]) == "string" then return row[key] end
+  return nil, ("'%s' is %s; expected text"):format(key, kind_of(row[key]))
+end
+
+local function check_messages(messages)
+  if type(messages) ~= "table" or #messages == 0 then
+    return nil, "'messages' is " .. kind_of(messages) .. "; expected a list of messages"
+  end
+  for i, message in ipairs(messages) do
+    if type(message) ~= "table" or type(message.role) ~= "string" then return nil, ("message %d has no 'role'"):format(i) end
+    if not present(message.content) and not present(message.tool_calls) then return nil, ("message %d has no 'content'"):format(i) end
+  end
+  return messages
+end
+
+local function from_conversations(turns)
+  if type(turns) ~= "table" then return nil, "'conversations' is " .. kind_of(turns) .. "; expected a list" end
+  local messages = {}
+  for i, turn in ipairs(turns) do
+    if type(turn) ~= "table" then return nil, ("turn %d is %s; expected an object"):format(i, kind_of(turn)) end
+    if turn.role then
+      messages[i] = turn
+    else
+      local role = ROLES[turn.from]
+      if not role then return nil, ("turn %d is from '%s'; expected human, gpt, system or tool"):format(i, tostring(turn.from)) end
+      messages[i] = { role = role, content = turn.value }
+    end
+  end
+  return check_messages(messages)
+end
+
+local function pair(row, prompt_key, completion_key)
+  local prompt, completion = row[prompt_key], row[completion_key]
+  local message
+  if type(prompt) == "table" and type(completion) == "table" then -- both as messages
+    local messages = {}
+    for _, m in ipairs(prompt) do messages[#messages + 1] = m end
+    for _, m in ipairs(completion) do messages[#messages + 1] = m end
+    messages, message = check_messages(messages)
+    return messages and { messages = messages, tools = row.tools, prompt_messages = #prompt }, message
+  end
+  prompt, message = text_at(row, prompt_key)
+  if not prompt then return nil, message end
+  completion, message = text_at(row, completion_key)
+  if not completion then return nil, message end
+  return { prompt = prompt, completion = completion }
+end
+
+-- example(row, opt): the row's example, or nil, message. opt: prompt_key, completion_key.
+function formats.example(row, opt)
+  if type(row) == "string" then return { text = row } end
+  if type(row) ~= "table" then return nil, ("a row is %s; expected an object"):format(kind_of(row)) end
+  if opt.prompt_key or opt.completion_key then
+    local prompt_key, completion_key = opt.prompt_key or "prompt", opt.completion_key or "completion"
+    for _, key in ipairs { prompt_key, completion_key } do
+      if not present(row[key]) then return nil, ("there is no '%s'; the keys are %s"):format(key, keys_of(row)) end
+    end
+    return pair(row, prompt_key, completion_key)
+  end
+  local messages, message
+  if present(row.messages) then
+    messages, message = check_messages(row.messages)
+    return messages and { messages = messages, tools = row.tools }, message
+  elseif present(row.conversations) then
+    messages, message = from_conversations(row.conversations)
+    return messages and { messages = messages, tools = row.tools }, message
+  end
+  for _, keys in ipairs(PAIRS) do
+    if present(row[keys[1]]) and present(row[keys[2]]) then
+      local example
+      example, message = pair(row, keys[1], keys[2])
+      if example and keys[1] == "instruction" and type(row.input) == "string" and row.input ~= "" then
+        example.prompt = example.prompt .. "\n\n" .. row.input
+      end
+      return example, message
+    end
+  end
+  if present(row.text) then
+    local text
+    text, message = text_at(row, "text")
+    return text and { text = text }, message
+  end
+  return nil, ("no known keys in this row (%s); %s, or name them with --prompt-key and --completion-key"):format(keys_of(row), EXPECTED)
+end
+
+-- Files -----------------------------------------------------------------------------------------------------------------
+
+-- kind(path): "lines", "array", "text" or "safetensors"; nil, message, code for a file that cannot be read or is none of these.
+function formats.kind(path)
+  local file, message = io.open(path, "rb")
+  if not file then return nil, message, "io" end
+  local head
+  head, message = file:read(4096)
+  file:close()
+  if not head then
+    if message then return nil, path .. ": " .. message, "io" end
+    return nil, path .. ": the file is empty", "format"
+  end
+  local extension = path:lower():match "%.(%w+)$"
+  if extension == "safetensors" then return "safetensors" end
+  if head:sub(1, 4) == "PAR1" then
+    return nil, ("%s is a Parquet file; convert it first: python3 -c \"import pandas; pandas.read_parquet('%s').to_json('data.jsonl', "
+      .. "orient='records', lines=True)\""):format(path, path), "unsupported"
+  end
+  if head:sub(1, 2) == "\31\139" then return nil, path .. " is compressed; unpack it first (gunzip)", "unsupported" end
+  if extension == "txt" or extension == "md" then return "text" end
+  local first = head:gsub("^\239\187\191", ""):match "%S"
+  if extension == "jsonl" or extension == "ndjson" or extension == "json" then return first == "[" and "array" or "lines" end
+  if first == "[" then return "array" end
+  if first == "{" then return "lines" end
+  if head:find("%z") then return nil, path .. " is neither text nor JSON", "format" end
+  return "text"
+end
+
+-- read_all(path): the whole file without a byte order mark, or nil, message, code.
+function formats.read_all(path)
+  local file, message = io.open(path, "rb")
+  if not file then return nil, message, "io" end
+  local content
+  content, message = file:read "*a"
+  file:close()
+  if not content then return nil, path .. ": " .. message, "io" end
+  return (content:gsub("^\239\187\191", ""))
+end
+
+-- rows(path, kind, each): calls each(row) for the rows of a JSONL file or JSON array, which returns true, or nil, message to stop.
+-- Returns true, or nil, message, code.
+function formats.rows(path, kind, each)
+  if kind == "array" then
+    local content, message, code = formats.read_all(path)
+    if not content then return nil, message, code end
+    local list
+    list, message, code = json.decode(content)
+    if list == nil then return nil, path .. ": " .. message, code end
+    for i, row in ipairs(list) do
+      local ok
+      ok, message = each(row)
+      if not ok then return nil, ("%s: row %d: %s"):format(path, i, message), "format" end
+    end
+    return true
+  end
+  local file, message = io.open(path, "rb")
+  if not file then return nil, message, "io" end
+  local number = 0
+  for line in file:lines() do
+    number = number + 1
+    if number == 1 then line = line:gsub("^\239\187\191", "") end
+    if line:find "%S" then
+      local row, wrong, code = json.decode(line)
+      local ok
+      if row ~= nil then ok, wrong = each(row) end
+      if not ok then
+        file:close()
+        return nil, ("%s:%d: %s"):format(path, number, wrong), code or "format"
+      end
+    end
+  end
+  file:close()
+  return true
+end
+
+return formats
