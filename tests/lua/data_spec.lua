@@ -133,9 +133,9 @@ describe("data", function()
     local _, message, code = data.open(path, tokenizer)
     assert.are.equal(path .. ":2: 'text' is a number; expected text", message)
     assert.are.equal("format", code)
-    _, message, code = data.open(file(".jsonl", '{"text": "one"\n'), tokenizer)
+    _, message = data.open(file(".jsonl", '{"text": "one"\n'), tokenizer)
     assert.is_truthy(message:find ":1: ")
-    _, message, code = data.open("/no/such/file.jsonl", tokenizer)
+    _, _, code = data.open("/no/such/file.jsonl", tokenizer)
     assert.are.equal("io", code)
     _, message, code = data.open(file(".parquet", "PAR1xxxx"), tokenizer)
     assert.is_truthy(message:find("to_json", 1, true))
@@ -147,8 +147,8 @@ describe("data", function()
   end)
 
   it("counts what is cut and what is left out", function()
-    local set = assert(data.open({ { prompt = "abc", completion = "defghij" }, { prompt = ("x"):rep(20), completion = "y" }, { text = "z" } },
-      tokenizer, { seq_len = 8 }))
+    local set = assert(data.open({ { prompt = "abc", completion = "defghij" }, { prompt = ("x"):rep(20), completion = "y" },
+      { text = "z" } }, tokenizer, { seq_len = 8 }))
     assert.are.equal(2, data.size(set))
     assert.are.equal(1, set.truncated)
     assert.are.equal(1, set.skipped)
@@ -161,7 +161,9 @@ describe("data", function()
   end)
 
   it("hashes content", function()
-    local function hash(text, loss) return data.hash(assert(data.open({ { prompt = "a", completion = text } }, tokenizer, { loss = loss }))) end
+    local function hash(text, loss)
+      return data.hash(assert(data.open({ { prompt = "a", completion = text } }, tokenizer, { loss = loss })))
+    end
     assert.are.equal(hash "b", hash "b")
     assert.are_not.equal(hash "b", hash "c")
     assert.are_not.equal(hash "b", hash("b", "all"))

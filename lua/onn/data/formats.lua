@@ -159,8 +159,8 @@ function formats.rows(path, kind, each)
     local content, message, code = formats.read_all(path)
     if not content then return nil, message, code end
     local list
-    list, message, code = json.decode(content)
-    if list == nil then return nil, path .. ": " .. message, code end
+    list, message, code = json.decode(content, path)
+    if list == nil then return nil, message, code end
     for i, row in ipairs(list) do
       local ok
       ok, message = each(row)
@@ -175,12 +175,16 @@ function formats.rows(path, kind, each)
     number = number + 1
     if number == 1 then line = line:gsub("^\239\187\191", "") end
     if line:find "%S" then
-      local row, wrong, code = json.decode(line)
-      local ok
-      if row ~= nil then ok, wrong = each(row) end
-      if not ok then
+      local where = ("%s:%d"):format(path, number)
+      local row, wrong, code = json.decode(line, where)
+      if row ~= nil then
+        local ok
+        ok, wrong = each(row)
+        if not ok then wrong, code = where .. ": " .. wrong, "format" end
+      end
+      if wrong then
         file:close()
-        return nil, ("%s:%d: %s"):format(path, number, wrong), code or "format"
+        return nil, wrong, code
       end
     end
   end

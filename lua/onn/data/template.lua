@@ -58,7 +58,7 @@ local function render(self, template, messages, count, generation, example)
   local part = {}
   for i = 1, count do part[i] = messages[i] end
   return template:render {
-    messages = setmetatable(part, json.array), tools = example.tools or json.null, add_generation_prompt = generation,
+    messages = json.array(part), tools = example.tools or json.null, add_generation_prompt = generation,
     bos_token = self.tokenizer.bos_token or "", eos_token = self.tokenizer.eos_token or "",
     prompt = example.prompt, completion = example.completion,
   }

@@ -261,16 +261,10 @@ values.float_text = float_text
 
 -- From Lua --------------------------------------------------------------------------------------------------------------
 
-local ARRAY = json.array
+local ARRAY = getmetatable(json.array {})
 local MAX_DEPTH = 64
 
-local function is_array(t)
-  local m = getmetatable(t)
-  if m ~= nil then
-    if m == ARRAY or rawequal(m.__index, ARRAY) or m.array == true then return true end
-  end
-  return #t > 0
-end
+local function is_array(t) return #t > 0 or getmetatable(t) == ARRAY end
 
 -- wrap(v): a Lua value as a template's value. Tables that are json.array, or have a first element, become lists; others
 -- dictionaries. Their keys come in the order of `json.keys` where the reader kept it, else sorted.
