@@ -1,27 +1,40 @@
 #include "json.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "file.h"
 
-enum { MAX_NESTING = 64 };
+enum {
+    MAX_NESTING = 64,
+    MAX_NUMBER = 63, /* characters: cJSON cuts longer ones */
+    FEW_KEYS = 12    /* up to here comparing every pair is the fastest search for duplicates */
+};
 
-/* Length of the well-formed UTF-8 sequence at p (RFC 3629: no surrogates, no overlong forms), 0 if there is none. */
+typedef struct Scan {
+    const char *text, *what;
+    size_t length, at;
+} Scan;
+
+/* Fails at the current byte, with the line, which is what an editor shows. */
+static Status wrong(const Scan *s, const char *problem) {
+    size_t line = 1;
+    for (size_t i = 0; i < s->at && i < s->length; i++)
+        line += s->text[i] == '\n';
+    return fail(ERR_FORMAT, "%s: line %zu, byte %zu: %s", s->what, line, s->at, problem);
+}
+
+/* Length of the well-formed UTF-8 sequence of several bytes at p (RFC 3629: no surrogates, no overlong forms), else 0. */
 static size_t utf8_length(const unsigned char *p, size_t left) {
-    static const struct { unsigned char low, high, first_low, first_high, length; } forms[] = {
-        {0x00, 0x7f, 0, 0, 1}, {0xc2, 0xdf, 0x80, 0xbf, 2}, {0xe0, 0xe0, 0xa0, 0xbf, 3}, {0xe1, 0xec, 0x80, 0xbf, 3},
-        {0xed, 0xed, 0x80, 0x9f, 3}, {0xee, 0xef, 0x80, 0xbf, 3}, {0xf0, 0xf0, 0x90, 0xbf, 4}, {0xf1, 0xf3, 0x80, 0xbf, 4},
-        {0xf4, 0xf4, 0x80, 0x8f, 4}};
+    static const struct { unsigned char low, high, second_low, second_high, length; } forms[] = {
+        {0xc2, 0xdf, 0x80, 0xbf, 2}, {0xe0, 0xe0, 0xa0, 0xbf, 3}, {0xe1, 0xec, 0x80, 0xbf, 3}, {0xed, 0xed, 0x80, 0x9f, 3},
+        {0xee, 0xef, 0x80, 0xbf, 3}, {0xf0, 0xf0, 0x90, 0xbf, 4}, {0xf1, 0xf3, 0x80, 0xbf, 4}, {0xf4, 0xf4, 0x80, 0x8f, 4}};
     for (size_t f = 0; f < sizeof forms / sizeof forms[0]; f++) {
         if (*p < forms[f].low || *p > forms[f].high)
             continue;
-        if (forms[f].length > left)
-            return 0;
-        if (forms[f].length > 1 && (p[1] < forms[f].first_low || p[1] > forms[f].first_high))
+        if (forms[f].length > left || p[1] < forms[f].second_low || p[1] > forms[f].second_high)
             return 0;
         for (size_t i = 2; i < forms[f].length; i++)
             if (p[i] < 0x80 || p[i] > 0xbf)
@@ -43,78 +56,160 @@ static int hex4(const char *p) {
     return value;
 }
 
-/* A \u escape at `p`, which points behind the u: its length behind the backslash, or 0 with a message. */
-static size_t check_escape(const char *p, size_t left, const char *what, size_t at) {
-    int code = left >= 4 ? hex4(p) : -1;
+/* A \u escape, s->at on its backslash; moves behind it, and behind its pair if it is a surrogate. */
+static Status scan_escape(Scan *s) {
+    const char *p = s->text + s->at + 2;
+    size_t left = s->length - s->at - 2;
+    int code = left >= 4 ? hex4(p) : -1, low;
     if (code < 0)
-        return fail(ERR_FORMAT, "%s: byte %zu: \\u wants four hexadecimal digits", what, at), 0;
+        return wrong(s, "\\u wants four hexadecimal digits");
     if (code == 0)
-        return fail(ERR_FORMAT, "%s: byte %zu: \\u0000 is not accepted", what, at), 0;
-    if (code >= 0xd800 && code <= 0xdbff) {
-        int low = left >= 10 && p[4] == '\\' && p[5] == 'u' ? hex4(p + 6) : -1;
-        if (low < 0xdc00 || low > 0xdfff)
-            return fail(ERR_FORMAT, "%s: byte %zu: half of a surrogate pair", what, at), 0;
-        return 11;
+        return wrong(s, "\\u0000 is not accepted");
+    if (code < 0xd800 || code > 0xdfff) {
+        s->at += 6;
+        return OK;
     }
-    if (code >= 0xdc00 && code <= 0xdfff)
-        return fail(ERR_FORMAT, "%s: byte %zu: half of a surrogate pair", what, at), 0;
-    return 5;
+    low = code <= 0xdbff && left >= 10 && p[4] == '\\' && p[5] == 'u' ? hex4(p + 6) : -1;
+    if (low < 0xdc00 || low > 0xdfff)
+        return wrong(s, "half of a surrogate pair");
+    s->at += 12;
+    return OK;
 }
 
-/* What cJSON does not look at: encoding, NUL, control characters in strings, escapes, and depth. */
-static Status scan(const char *text, size_t length, const char *what) {
-    int in_string = 0, depth = 0;
-    for (size_t i = 0; i < length;) {
-        unsigned char c = (unsigned char)text[i];
-        if (c == 0)
-            return fail(ERR_FORMAT, "%s: byte %zu: a NUL byte", what, i);
-        size_t n = utf8_length((const unsigned char *)text + i, length - i);
-        if (!n)
-            return fail(ERR_FORMAT, "%s: byte %zu: not valid UTF-8", what, i);
-        if (in_string && c < 0x20)
-            return fail(ERR_FORMAT, "%s: byte %zu: a control character within a string", what, i);
-        if (in_string && c == '\\') {
-            if (i + 1 < length && text[i + 1] == 'u') {
-                n = check_escape(text + i + 2, length - i - 2, what, i);
-                if (!n)
-                    return ERR_FORMAT;
-                i += n + 1;
-            } else {
-                i += 2;
-            }
-            continue;
+/* A string's inside, s->at behind its opening quote; moves behind the closing one. */
+static Status scan_string(Scan *s) {
+    while (s->at < s->length) {
+        unsigned char c = (unsigned char)s->text[s->at];
+        if (c == '"') {
+            s->at++;
+            return OK;
         }
-        if (c == '"')
-            in_string = !in_string;
-        else if (!in_string && (c == '{' || c == '[') && ++depth > MAX_NESTING)
-            return fail(ERR_FORMAT, "%s: byte %zu: nested deeper than %d", what, i, MAX_NESTING);
-        else if (!in_string && (c == '}' || c == ']'))
-            depth--;
-        i += n;
+        if (c < 0x20)
+            return wrong(s, c ? "a control character within a string" : "a NUL byte");
+        if (c == '\\') {
+            char kind = s->at + 1 < s->length ? s->text[s->at + 1] : 0;
+            if (kind == 'u') {
+                Status status = scan_escape(s);
+                if (status != OK)
+                    return status;
+            } else if (kind && strchr("\"\\/bfnrt", kind)) {
+                s->at += 2;
+            } else {
+                return wrong(s, "an unknown escape");
+            }
+        } else if (c < 0x80) {
+            s->at++;
+        } else {
+            size_t n = utf8_length((const unsigned char *)s->text + s->at, s->length - s->at);
+            if (!n)
+                return wrong(s, "not valid UTF-8");
+            s->at += n;
+        }
+    }
+    return wrong(s, "the text ends within a string");
+}
+
+static size_t digits(const Scan *s, size_t at) {
+    size_t n = 0;
+    while (at + n < s->length && s->text[at + n] >= '0' && s->text[at + n] <= '9')
+        n++;
+    return n;
+}
+
+/* -? (0 | [1-9][0-9]*) (. [0-9]+)? ([eE] [+-]? [0-9]+)? : strtod takes more than this. */
+static Status scan_number(Scan *s) {
+    size_t at = s->at + (s->text[s->at] == '-'), n = digits(s, at);
+    if (!n)
+        return wrong(s, "a number without digits");
+    if (n > 1 && s->text[at] == '0')
+        return wrong(s, "a number with a leading zero");
+    at += n;
+    if (at < s->length && s->text[at] == '.') {
+        if (!(n = digits(s, at + 1)))
+            return wrong(s, "a number that ends with its point");
+        at += 1 + n;
+    }
+    if (at < s->length && (s->text[at] == 'e' || s->text[at] == 'E')) {
+        at++;
+        if (at < s->length && (s->text[at] == '+' || s->text[at] == '-'))
+            at++;
+        if (!(n = digits(s, at)))
+            return wrong(s, "a number whose exponent has no digits");
+        at += n;
+    }
+    if (at - s->at > MAX_NUMBER)
+        return wrong(s, "a number of more than 63 characters");
+    s->at = at;
+    return OK;
+}
+
+/* What cJSON does not look at: encoding, NUL, control characters, escapes, the form of numbers, depth. The order of the
+ * tokens is left to it. */
+static Status scan(Scan *s) {
+    int depth = 0;
+    while (s->at < s->length) {
+        unsigned char c = (unsigned char)s->text[s->at];
+        Status status = OK;
+        switch (c) {
+        case '"': s->at++, status = scan_string(s); break;
+        case '{': case '[':
+            if (++depth > MAX_NESTING)
+                return wrong(s, "nested deeper than 64");
+            s->at++;
+            break;
+        case '}': case ']': depth--, s->at++; break;
+        case ' ': case '\t': case '\n': case '\r': case ':': case ',': s->at++; break;
+        case '-': case '0': case '1': case '2': case '3': case '4': case '5': case '6': case '7': case '8': case '9':
+            status = scan_number(s);
+            break;
+        default:
+            if (c < 'a' || c > 'z') /* of true, false and null; cJSON knows which letters */
+                return wrong(s, c ? "not JSON" : "a NUL byte");
+            s->at++;
+        }
+        if (status != OK)
+            return status;
     }
     return OK;
 }
 
-static int by_name(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
+typedef struct Key {
+    uint64_t hash;
+    const char *name;
+} Key;
 
+static Status twice(const char *what, const char *name) {
+    return fail(ERR_FORMAT, "%s: the key '%.200s' appears twice in one object", what, name);
+}
+
+/* One hash table per object, open addressing. The seed differs from run to run, so that no file can be made to collide. */
 static Status check_keys(const cJSON *object, const char *what) {
-    size_t count = 0;
+    size_t count = 0, slots = 64;
     for (const cJSON *c = object->child; c; c = c->next)
         count++;
-    if (count < 2)
+    if (count <= FEW_KEYS) {
+        for (const cJSON *c = object->child; c; c = c->next)
+            for (const cJSON *later = c->next; later; later = later->next)
+                if (!strcmp(c->string, later->string))
+                    return twice(what, c->string);
         return OK;
-    const char **names = malloc(count * sizeof *names);
-    if (!names)
+    }
+    while (slots < 2 * count)
+        slots *= 2;
+    Key *keys = calloc(slots, sizeof *keys);
+    if (!keys)
         return fail(ERR_MEMORY, "%s: out of memory", what);
-    size_t i = 0;
-    for (const cJSON *c = object->child; c; c = c->next)
-        names[i++] = c->string;
-    qsort(names, count, sizeof *names, by_name);
     Status status = OK;
-    for (i = 1; i < count && status == OK; i++)
-        if (!strcmp(names[i - 1], names[i]))
-            status = fail(ERR_FORMAT, "%s: the key '%.200s' appears twice in one object", what, names[i]);
-    free(names);
+    for (const cJSON *c = object->child; c && status == OK; c = c->next) {
+        uint64_t hash = XXH3_64bits_withSeed(c->string, strlen(c->string), (uint64_t)(uintptr_t)keys);
+        size_t i = hash & (slots - 1);
+        while (keys[i].name && (keys[i].hash != hash || strcmp(keys[i].name, c->string)))
+            i = (i + 1) & (slots - 1);
+        if (keys[i].name)
+            status = twice(what, c->string);
+        keys[i] = (Key){hash, c->string};
+    }
+    free(keys);
     return status;
 }
 
@@ -129,22 +224,21 @@ static Status check_values(const cJSON *item, const char *what) {
 }
 
 Status json_parse(const char *text, size_t length, const char *what, cJSON **out) {
+    Scan s = {.text = text, .what = what, .length = length};
+    const char *end = NULL;
     *out = NULL;
-    Status status = scan(text, length, what);
+    if (length >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) /* a byte order mark, which some editors write */
+        s.text = text += 3, s.length = length -= 3;
+    Status status = scan(&s);
     if (status != OK)
         return status;
-    const char *end = NULL;
     cJSON *root = cJSON_ParseWithLengthOpts(text, length, &end, 0);
-    if (!root) {
-        size_t at = end && end >= text ? (size_t)(end - text) : 0;
-        return fail(ERR_FORMAT, "%s: not valid JSON near byte %zu", what, at);
-    }
-    while (end < text + length && (*end == ' ' || *end == '\t' || *end == '\n' || *end == '\r'))
-        end++;
-    if (end != text + length)
-        status = fail(ERR_FORMAT, "%s: byte %zu: text after the end of the JSON value", what, (size_t)(end - text));
-    else
-        status = check_values(root, what);
+    s.at = end && end >= text ? (size_t)(end - text) : 0;
+    if (!root)
+        return wrong(&s, length ? "not valid JSON here" : "no JSON at all");
+    while (s.at < length && strchr(" \t\n\r", text[s.at]))
+        s.at++;
+    status = s.at < length ? wrong(&s, "text after the end of the JSON value") : check_values(root, what);
     if (status != OK) {
         cJSON_Delete(root);
         return status;
