@@ -244,12 +244,13 @@ static int l_embedding_backward(lua_State *L) {
     return 0;
 }
 
-/* rms_norm(x, w, eps, keep) -> y [, rstd] */
+/* rms_norm(x, w, eps, keep, dtype) -> y [, rstd]; y has x's dtype unless another is named */
 static int l_rms_norm(lua_State *L) {
     Tensor *x = float_rows(L, 1), *w = check_vector(L, 2, F32, view_width(&x->view)), *rstd = NULL;
     float eps = (float)luaL_checknumber(L, 3);
     int keep = lua_toboolean(L, 4);
-    Tensor *y = new_like(L, x, x->view.dtype);
+    Dtype dtype = lua_isnoneornil(L, 5) ? x->view.dtype : check_dtype(L, 5);
+    Tensor *y = new_like(L, x, dtype);
     int64_t rows = view_rows(&x->view);
     if (keep)
         rstd = new_tensor(L, F32, 1, &rows);
@@ -260,8 +261,9 @@ static int l_rms_norm(lua_State *L) {
 /* rms_norm_backward(dy, x, w, rstd, dw, starts) -> dx; dw may be nil */
 static int l_rms_norm_backward(lua_State *L) {
     Tensor *dy = float_rows(L, 1), *x = float_rows(L, 2);
-    same_shape(L, 1, dy, x);
     int64_t width = view_width(&x->view), rows = view_rows(&x->view);
+    if (view_width(&dy->view) != width || view_rows(&dy->view) != rows)
+        return luaL_argerror(L, 1, "dy and x differ in shape");
     Tensor *w = check_vector(L, 3, F32, width), *rstd = check_vector(L, 4, F32, rows), *dw = optional_vector(L, 5, F32, width);
     Tensor *starts = optional_starts(L, 6, rows), *dx = new_like(L, x, x->view.dtype);
     RUN(L, backend()->rms_norm_backward(&dx->view, dw ? &dw->view : NULL, &dy->view, &x->view, &w->view, &rstd->view,

@@ -7,7 +7,7 @@
 
 enum {
     CUT = 2048,        /* entries of the vocabulary whose sum is one part */
-    DEPTH_CUT = 1024   /* entries whose gradients are packed at once */
+    DEPTH_CUT = 512    /* entries whose gradients are packed at once */
 };
 
 typedef struct Head {
@@ -28,8 +28,11 @@ static void logits_run(const Head *h, int64_t rows, int64_t j, int64_t origin, f
     float block[BLOCK_ROWS * BLOCK_COLS] __attribute__((aligned(64)));
     int64_t col = j * BLOCK_COLS, cols = least(BLOCK_COLS, h->vocabulary - col), a_words = panel_words(BLOCK_ROWS, h->width, h->pairs);
     KERNEL(panel_pack)(own, BLOCK_COLS, side_at(side_matrix(h->w, 0), col, 0), h->vocabulary - col, h->width, h->pairs);
+    int64_t later = col + omp_get_num_threads() * BLOCK_COLS, more = least(BLOCK_COLS, h->vocabulary - later);
     for (int64_t i = 0; i * BLOCK_ROWS < rows; i++) {
         int64_t n = least(BLOCK_ROWS, rows - i * BLOCK_ROWS);
+        if (more > 0)
+            side_prefetch(side_at(side_matrix(h->w, 0), later, 0), more, h->width, i, count_of(rows, BLOCK_ROWS));
         KERNEL(block_product)(block, 0, h->a + i * a_words, own, panel_steps(h->width, h->pairs), n, cols, h->pairs);
         for (int64_t r = 0; r < n; r++) {
             float *to = h->logits + (i * BLOCK_ROWS + r) * h->step + col - origin;
@@ -96,8 +99,11 @@ static void dx_run(const Head *h, int64_t first, int64_t rows, int64_t j, int64_
     int64_t col = j * BLOCK_COLS, cols = least(BLOCK_COLS, h->width - col), blocks = count_of(rows, BLOCK_ROWS);
     int64_t a_words = panel_words(BLOCK_ROWS, DEPTH_CUT, h->pairs);
     KERNEL(panel_pack)(own, BLOCK_COLS, side_at(side_matrix(h->w, 1), col, from), h->width - col, to - from, h->pairs);
+    int64_t more = least(to - from, h->vocabulary - to);
     for (int64_t i = 0; i < blocks; i++) {
         int64_t n = least(BLOCK_ROWS, rows - i * BLOCK_ROWS);
+        if (more > 0)
+            side_prefetch(side_at(side_matrix(h->w, 1), col, to), cols, more, i, blocks);
         float *block = h->sums + (j * count_of(TILE, BLOCK_ROWS) + i) * BLOCK_ROWS * BLOCK_COLS;
         KERNEL(block_product)(block, from > 0, h->a + i * a_words, own, panel_steps(to - from, h->pairs), n, cols, h->pairs);
         for (int64_t r = 0; r < n && to == h->vocabulary; r++) {

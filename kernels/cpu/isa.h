@@ -25,6 +25,9 @@ typedef int32_t VecI __attribute__((vector_size(LANES * 4), may_alias));
 typedef uint32_t VecU __attribute__((vector_size(LANES * 4), may_alias));
 typedef uint16_t VecH __attribute__((vector_size(LANES * 2), may_alias));
 
+/* For helpers whose constant arguments must reach the innermost loop. */
+#define INLINE static inline __attribute__((always_inline))
+
 typedef uint16_t bf16; /* the upper half of an f32 */
 
 static inline float bf16_to_f32(bf16 h) {

@@ -8,9 +8,9 @@
 #include <immintrin.h>
 #endif
 
-enum { TOGETHER = 4 }; /* outputs read side by side */
+enum { CHAINS = 4, TOGETHER = 4 }; /* sums of one output; outputs that share a visit to the rows of x */
 
-static inline __attribute__((always_inline)) Vec weights_load(const void *w, Dtype dtype, int64_t i) {
+INLINE Vec weights_load(const void *w, Dtype dtype, int64_t i) {
     if (dtype != F16)
         return vec_get(w, dtype, i);
 #if defined(__AVX512F__)
@@ -29,62 +29,48 @@ static inline __attribute__((always_inline)) Vec weights_load(const void *w, Dty
 #endif
 }
 
-static inline __attribute__((always_inline)) Vec weights_load_part(const void *w, Dtype dtype, int64_t i, int64_t n) {
+INLINE Vec weights_load_part(const void *w, Dtype dtype, int64_t i, int64_t n) {
     union { uint16_t half[2 * LANES]; float whole[LANES]; } part = {.whole = {0}};
     int64_t size = dtype == F32 ? 4 : 2;
     memcpy(&part, (const char *)w + i * size, (size_t)(n * size));
     return weights_load(&part, dtype, 0);
 }
 
-static inline __attribute__((always_inline)) float weight_at(const void *w, Dtype dtype, int64_t i) {
+INLINE float weight_at(const void *w, Dtype dtype, int64_t i) {
     return weights_load_part(w, dtype, i, 1)[0];
 }
 
-/* sums[o] = x . w_o over the depth for `n` outputs, w_o at w + o * step. n, wd and xd are constants where this is inlined. */
-static inline __attribute__((always_inline)) void dots(Vec sums[TOGETHER], const void *x, const void *w, int64_t step, int64_t depth,
-                                                       const int n, const Dtype xd, const Dtype wd) {
-    int64_t size = wd == F32 ? 4 : 2, k = 0;
-    const char *row = w;
-    Vec sum[TOGETHER][2];
-    for (int o = 0; o < n; o++)
-        sum[o][0] = sum[o][1] = (Vec){0};
+/* x . w over the depth, lanes still apart. One row of w after another: memory then gives 30 GB/s to one core of Zen 4, against 6.5
+ * when four rows are read side by side. xd and wd are constants where this is inlined. */
+INLINE Vec dot(const void *x, const void *w, int64_t depth, const Dtype xd, const Dtype wd) {
+    Vec sum[CHAINS] = {{0}};
+    int64_t k = 0;
 #ifdef __AVX512BF16__
     if (xd == BF16 && wd == BF16) {
-        const bf16 *in = x;
-        for (; k + 64 <= depth; k += 64)
-            for (int j = 0; j < 2; j++) {
-                __m512bh v = (__m512bh)_mm512_loadu_si512(in + k + 32 * j);
-                for (int o = 0; o < n; o++) {
-                    const char *at = row + (o * step + k + 32 * j) * 2;
-                    sum[o][j] = (Vec)_mm512_dpbf16_ps((__m512)sum[o][j], v, (__m512bh)_mm512_loadu_si512(at));
-                }
-            }
-        for (; k < depth; k += 32) {
+        const bf16 *a = x, *b = w;
+        for (; k + 32 * CHAINS <= depth; k += 32 * CHAINS)
+            for (int j = 0; j < CHAINS; j++)
+                sum[j] = (Vec)_mm512_dpbf16_ps((__m512)sum[j], (__m512bh)_mm512_loadu_si512(a + k + 32 * j),
+                                               (__m512bh)_mm512_loadu_si512(b + k + 32 * j));
+        for (int j = 0; k < depth; k += 32, j++) {
             uint32_t mask = depth - k >= 32 ? 0xffffffff : (1u << (depth - k)) - 1;
-            __m512bh v = (__m512bh)_mm512_maskz_loadu_epi16(mask, in + k);
-            for (int o = 0; o < n; o++) {
-                const char *at = row + (o * step + k) * 2;
-                sum[o][0] = (Vec)_mm512_dpbf16_ps((__m512)sum[o][0], v, (__m512bh)_mm512_maskz_loadu_epi16(mask, at));
-            }
+            sum[j] = (Vec)_mm512_dpbf16_ps((__m512)sum[j], (__m512bh)_mm512_maskz_loadu_epi16(mask, a + k),
+                                           (__m512bh)_mm512_maskz_loadu_epi16(mask, b + k));
         }
+        return (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
 #endif
-    for (; k + 2 * LANES <= depth; k += 2 * LANES)
-        for (int j = 0; j < 2; j++) {
-            Vec v = vec_get(x, xd, k + LANES * j);
-            for (int o = 0; o < n; o++)
-                sum[o][j] += v * weights_load(row + o * step * size, wd, k + LANES * j);
-        }
-    for (; k < depth; k += LANES) {
-        int64_t left = least(LANES, depth - k);
-        Vec v = left == LANES ? vec_get(x, xd, k) : vec_get_part(x, xd, k, left);
-        for (int o = 0; o < n; o++) {
-            const char *from = row + o * step * size;
-            sum[o][0] += v * (left == LANES ? weights_load(from, wd, k) : weights_load_part(from, wd, k, left));
-        }
+    for (; k + CHAINS * LANES <= depth; k += CHAINS * LANES)
+        for (int j = 0; j < CHAINS; j++)
+            sum[j] += vec_get(x, xd, k + LANES * j) * weights_load(w, wd, k + LANES * j);
+    for (int j = 0; k < depth; k += LANES, j++) {
+        int64_t left = depth - k;
+        if (left >= LANES)
+            sum[j] += vec_get(x, xd, k) * weights_load(w, wd, k);
+        else
+            sum[j] += vec_get_part(x, xd, k, left) * weights_load_part(w, wd, k, left);
     }
-    for (int o = 0; o < n; o++)
-        sums[o] = sum[o][0] + sum[o][1];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 typedef struct Decode {
@@ -115,25 +101,17 @@ static inline void finish(const Decode *d, int64_t row, int64_t out, float v) {
     scalar_put(row_at(d->y, row), d->y->dtype, out, v);
 }
 
-/* Outputs from..to of every row; w's depth is contiguous. */
-static inline __attribute__((always_inline)) void outputs(const Decode *d, int64_t from, int64_t to, const Dtype xd, const Dtype wd) {
-    int64_t rows = view_rows(d->x), depth = d->w->shape[1], step = d->w->stride[0], size = wd == F32 ? 4 : 2, o = from;
-    Vec sums[TOGETHER];
-    for (; o + TOGETHER <= to; o += TOGETHER)
-        for (int64_t r = 0; r < rows; r++) {
-            dots(sums, row_at(d->x, r), (const char *)d->w->data + o * step * size, step, depth, TOGETHER, xd, wd);
-            for (int i = 0; i < TOGETHER; i++)
-                finish(d, r, o + i, vec_sum(sums[i]));
-        }
-    for (; o < to; o++)
-        for (int64_t r = 0; r < rows; r++) {
-            dots(sums, row_at(d->x, r), (const char *)d->w->data + o * step * size, step, depth, 1, xd, wd);
-            finish(d, r, o, vec_sum(sums[0]));
-        }
+/* Outputs from..to of every row; w's depth is contiguous. A few rows of w serve all rows of x while they are near. */
+INLINE void outputs(const Decode *d, int64_t from, int64_t to, const Dtype xd, const Dtype wd) {
+    int64_t rows = view_rows(d->x), depth = d->w->shape[1], step = d->w->stride[0], size = wd == F32 ? 4 : 2;
+    for (int64_t o = from; o < to; o += TOGETHER)
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t i = o; i < least(o + TOGETHER, to); i++)
+                finish(d, r, i, vec_sum(dot(row_at(d->x, r), (const char *)d->w->data + i * step * size, depth, xd, wd)));
 }
 
 /* The same where w's outputs are contiguous: runs of outputs walk down the depth. */
-static inline __attribute__((always_inline)) void outputs_along(const Decode *d, int64_t from, int64_t to, const Dtype wd) {
+INLINE void outputs_along(const Decode *d, int64_t from, int64_t to, const Dtype wd) {
     enum { RUN = 8 };
     int64_t rows = view_rows(d->x), depth = d->w->shape[1], inner = d->w->stride[1], size = wd == F32 ? 4 : 2, o = from;
     const char *w = d->w->data;
@@ -196,12 +174,8 @@ static void adapter_run(const Decode *d) {
     int64_t rank = a->shape[0];
     for (int64_t r = 0; r < view_rows(x); r++)
         for (int64_t o = 0; o < rank; o++) {
-            Vec sums[TOGETHER];
-            if (x->dtype == BF16)
-                dots(sums, row_at(x, r), row_at(a, o), 0, a->shape[1], 1, BF16, BF16);
-            else
-                dots(sums, row_at(x, r), row_at(a, o), 0, a->shape[1], 1, F32, F32);
-            float h = vec_sum(sums[0]);
+            float h = vec_sum(x->dtype == BF16 ? dot(row_at(x, r), row_at(a, o), a->shape[1], BF16, BF16)
+                                               : dot(row_at(x, r), row_at(a, o), a->shape[1], F32, F32));
             d->h[r * rank + o] = (x->dtype == BF16 ? bf16_to_f32(f32_to_bf16(h)) : h) * d->lora->scale;
         }
 }

@@ -6,7 +6,6 @@
 #endif
 
 /* So that widths, dtypes and counts of registers are constants inside. */
-#define INLINE static inline __attribute__((always_inline))
 
 /* --- packing --------------------------------------------------------------------------------------------------------- */
 

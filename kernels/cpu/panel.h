@@ -50,6 +50,14 @@ void KERNEL(panel_pack)(float *to, int width, Side from, int64_t lines, int64_t 
 /* block_product() : c (BLOCK_ROWS x BLOCK_COLS) = (keep ? c : 0) + a b; what lies past `rows` and `cols` may be left as it is. */
 void KERNEL(block_product)(float *c, int keep, const float *a, const float *b, int64_t steps, int64_t rows, int64_t cols, int pairs);
 
+/* Brings share `i` of `of` of a panel's source near, while blocks are computed. */
+static inline void side_prefetch(Side s, int64_t lines, int64_t depth, int64_t i, int64_t of) {
+    int64_t size = (int64_t)dtype_size(s.dtype), runs = s.inner == 1 ? lines : depth, bytes = (s.inner == 1 ? depth : lines) * size;
+    for (int64_t r = runs * i / of; r < runs * (i + 1) / of; r++)
+        for (int64_t b = 0; b < bytes; b += 64)
+            __builtin_prefetch((const char *)s.data + r * (s.inner == 1 ? s.step : s.inner) * size + b, 0, 2);
+}
+
 static inline int64_t count_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 

@@ -42,7 +42,7 @@ end
 -- Elements per token that the tape of one block holds: what the rules in autograd/rules.lua save.
 local function tape_elements(c)
   local q, kv = c.heads * c.head_size, c.kv_heads * c.head_size
-  local elements = 4 * c.width       -- x, its norm, the middle, its norm
+  local elements = 2 * c.width       -- the two norms; x and the middle, in f32, are counted apart
     + (q + 2 * kv) + q               -- rotated q and k, v, and what attention gives
     + 3 * c.inner                    -- gate, up and their product
   if c.fused or c.qk_norm then elements = elements + q + 2 * kv + 2 * c.inner end
@@ -61,14 +61,14 @@ function plan.training(model, opt)
   local state = parameters * 16 + (model.dtype == "bf16" and not opt.full and parameters * 2 or 0)
   local taped_blocks = opt.full and c.layers or c.layers - lowest
   local ranks = opt.full and 0 or opt.rank * 7
-  local per_token = (tape_elements(c) + ranks) * element + 4 * (c.heads + 2)
+  local per_token = (tape_elements(c) + ranks) * element + 4 * (c.heads + 2) + 2 * c.width * 4
   local widest = math.max(3 * c.inner, c.heads * c.head_size + 2 * c.kv_heads * c.head_size, c.width)
   -- beside the tapes: gradients and outputs of one block, f32 tiles of products, the head's tile of logits
   local head_tile = math.min(128, opt.seq_len) * c.vocabulary * (4 + element)
   local full_head = opt.full and c.vocabulary * c.width * 4 or 0
   local function need(micro, recompute)
     local tokens = micro * opt.seq_len
-    local tapes = recompute and (per_token + taped_blocks * c.width * element) or per_token * taped_blocks
+    local tapes = recompute and (per_token + taped_blocks * c.width * 4) or per_token * taped_blocks
     local working = tokens * (6 * widest + 8 * c.width) * element + head_tile + full_head + 16 * 2 ^ 20
     local widened = model.dtype == "f32" and 2 * math.max(c.inner * c.width * 2, 8 * 2 ^ 20) * 4 or 0
     return weights + state + tokens * tapes + working + widened, tokens * tapes, working + widened

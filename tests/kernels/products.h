@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "kernels.h"
@@ -69,9 +70,14 @@ static inline double value_at(const View *v, int64_t row, int64_t col) {
 static inline View matrix(Dtype dtype, int64_t rows, int64_t cols, int64_t extra, int turned) {
     int64_t lines = turned ? cols : rows, step = (turned ? rows : cols) + extra;
     View v = {.dtype = dtype, .dims = 2, .shape = {rows, cols}, .stride = {turned ? 1 : step, turned ? step : 1}};
-    v.data = calloc((size_t)(lines * step) + 1, dtype_size(dtype));
+    size_t bytes = (size_t)(lines * step) * dtype_size(dtype), huge = 2 << 20;
+    v.data = bytes < huge ? calloc(bytes + 1, 1) : aligned_alloc(huge, (bytes + huge - 1) / huge * huge);
     if (!v.data)
         exit(1);
+    if (bytes >= huge) { /* as weights lie in the product */
+        madvise(v.data, bytes, MADV_HUGEPAGE);
+        memset(v.data, 0, bytes);
+    }
     return v;
 }
 

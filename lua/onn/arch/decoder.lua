@@ -1,5 +1,6 @@
 -- The decoder-only block, one for all families: what a config means, which tensors it wants, and how a stage runs.
--- The carry holds hidden (tokens, width), positions i32, starts i32 (sequences + 1), rows i64 (for dropout).
+-- The residual stream is f32 whatever the products' dtype: rounding it at every block is most of bf16's error.
+-- The carry holds hidden f32 (tokens, width), positions i32, starts i32 (sequences + 1), rows i64 (for dropout).
 local linear = require "onn.nn.linear"
 local ops = require "onn.ops"
 local rope = require "onn.nn.rope"
@@ -112,7 +113,7 @@ local function attention(c, stage, x, carry, ctx)
   else
     y = ops.attention(q, k, v, { starts = carry.starts, causal = true, window = window, scale = scale })
   end
-  return linear(w.o, ops.view(y, { x:size(1), c.heads * c.head_size }), ctx)
+  return linear(w.o, ops.view(y, { x:size(1), c.heads * c.head_size }), ctx, "f32")
 end
 
 local function mlp(c, stage, x, ctx)
@@ -123,20 +124,20 @@ local function mlp(c, stage, x, ctx)
   else
     gate, up = linear(w.gate, x, ctx), linear(w.up, x, ctx)
   end
-  return linear(w.down, ops.gate(gate, up, c.gate), ctx)
+  return linear(w.down, ops.gate(gate, up, c.gate), ctx, "f32")
 end
 
 local forward = {}
 
 function forward.embedding(_, stage, carry, ctx)
-  carry.hidden = ops.embedding(stage.weights.embed, carry.ids, ctx.dtype)
+  carry.hidden = ops.embedding(stage.weights.embed, carry.ids, "f32")
   return carry
 end
 
 function forward.block(c, stage, carry, ctx)
   local x, w = carry.hidden, stage.weights
-  local h = ops.add(x, attention(c, stage, ops.rms_norm(x, w.norm1, c.eps), carry, ctx))
-  carry.hidden = ops.add(h, mlp(c, stage, ops.rms_norm(h, w.norm2, c.eps), ctx))
+  local h = ops.add(x, attention(c, stage, ops.rms_norm(x, w.norm1, c.eps, ctx.dtype), carry, ctx))
+  carry.hidden = ops.add(h, mlp(c, stage, ops.rms_norm(h, w.norm2, c.eps, ctx.dtype), ctx))
   return carry
 end
 
@@ -145,7 +146,7 @@ function forward.head(c, stage, carry, ctx)
   local w = stage.weights
   local x = carry.hidden
   if ctx.only then x = ctx.only(x) end
-  x = ops.rms_norm(x, w.final_norm, c.eps)
+  x = ops.rms_norm(x, w.final_norm, c.eps, ctx.dtype)
   carry.last_hidden = x
   if ctx.labels then
     carry.nll = ops.head_loss(x, w.head, ctx.labels, carry.starts, ctx.loss_scale, 1)

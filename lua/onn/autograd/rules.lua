@@ -145,14 +145,21 @@ rules.embedding = {
   backward = function(s, dy, c) if c.leaf(1) then core.embedding_backward(c.leaf(1), dy, s.ids) end end,
 }
 
+-- Borders of sequences among the rows of x: (tokens, heads, size) has `heads` rows to a token.
+local function row_starts(x, starts)
+  local shape = x:shape()
+  if not starts or #shape < 3 then return starts end
+  return core.binary(starts, tensors.from_table({ shape[2] }, "i32"), "mul")
+end
+
 -- x, w
 rules.rms_norm = {
-  forward = function(s, i, eps)
-    local y, rstd = core.rms_norm(i[1], i[2], eps, s.keep)
+  forward = function(s, i, eps, dtype)
+    local y, rstd = core.rms_norm(i[1], i[2], eps, s.keep, dtype)
     keep(s, i[1], i[2], rstd)
     return y
   end,
-  backward = function(s, dy, c) return core.rms_norm_backward(dy, s[1], s[2], s[3], c.leaf(2), c.starts) end,
+  backward = function(s, dy, c) return core.rms_norm_backward(dy, s[1], s[2], s[3], c.leaf(2), row_starts(s[1], c.starts)) end,
 }
 
 -- x, w, b
@@ -200,12 +207,13 @@ rules.linear = {
     local x, w, a = i[1], i[2], i[4]
     local y, h = core.linear(x, w, i[3], a, i[5], scale, i[6], dtype)
     if s.keep then
-      s.w, s.a, s.b, s.h, s.apart, s.scale = w, a, i[5], h, i[6], scale
+      s.w, s.a, s.b, s.h, s.apart, s.scale, s.into = w, a, i[5], h, i[6], scale, x:dtype()
       if a and not i[6] or tape.gradient(w) or i[3] and tape.gradient(i[3]) then s.x = x end -- read again only for what is trained
     end
     return y
   end,
   backward = function(s, dy, c)
+    if dy:dtype() ~= s.into then dy = dy:to(s.into) end
     local dx, dh, dropped = core.linear_backward(dy, s.w, s.a, s.b, s.scale, c.old(1), s.apart ~= nil, not c.wants(1))
     if s.a then core.lora_backward(c.leaf(4), c.leaf(5), dh, dy, s.h, s.apart or s.x, s.b, s.scale, c.starts) end
     if c.leaf(2) or c.leaf(3) then core.linear_backward_weight(c.leaf(2), c.leaf(3), dy, s.x, c.starts) end

@@ -3,14 +3,15 @@ local core = require "onn.core.ops"
 local ops = require "onn.ops"
 
 -- layer {weight, bias, adapter}; x (..., in) -> (..., out). ctx.decode: the product for few rows, by phase and not by size.
-return function(layer, x, ctx)
+-- dtype: of the result, x's if absent.
+return function(layer, x, ctx, dtype)
   local adapter = layer.adapter
   local a, b, scale = nil, nil, nil
   if adapter then a, b, scale = adapter.a, adapter.b, adapter.scale end
-  if ctx.decode then return core.linear_decode(x, layer.weight, layer.bias, a, b, scale) end
+  if ctx.decode then return core.linear_decode(x, layer.weight, layer.bias, a, b, scale, dtype) end
   local apart
   if adapter and adapter.dropout > 0 and ctx.training then
     apart = ops.dropout(x, adapter.dropout, { seed = ctx.seed, site = ("%s/dropout/%d"):format(adapter.name, ctx.epoch or 0), counter = 0 }, ctx.rows)
   end
-  return (ops.linear(x, layer.weight, layer.bias, a, b, apart, scale))
+  return (ops.linear(x, layer.weight, layer.bias, a, b, apart, scale, dtype))
 end

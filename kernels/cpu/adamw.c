@@ -1,0 +1,29 @@
+/* AdamW, operation by operation in the order that PyTorch applies them. */
+#include <math.h>
+
+#include "vecmath.h"
+
+Status KERNEL(adamw)(View *p, View *m, View *v, View *shadow, const View *g, const Adam *adam) {
+    int64_t n = view_count(p), blocks = (n + LANES - 1) / LANES;
+    double correction1 = 1 - pow((double)adam->beta1, (double)adam->step), correction2 = 1 - pow((double)adam->beta2, (double)adam->step);
+    float step_size = (float)((double)adam->lr / correction1), root = (float)sqrt(correction2);
+    float decay = 1.0f - adam->lr * adam->weight_decay;
+    float *param = p->data, *first = m->data, *second = v->data;
+    const float *grad = g->data;
+#pragma omp parallel for if (n >= 1 << 15)
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t i = b * LANES, left = n - i < LANES ? n - i : LANES;
+        Vec gr = vec_get_part(grad, F32, i, left) * adam->grad_scale;
+        Vec mm = vec_get_part(first, F32, i, left), vv = vec_get_part(second, F32, i, left), pp = vec_get_part(param, F32, i, left);
+        pp *= decay;
+        mm += (gr - mm) * (1.0f - adam->beta1);
+        vv = vv * adam->beta2 + gr * gr * (1.0f - adam->beta2);
+        pp -= step_size * (mm / (vec_sqrt(vv) / root + adam->eps));
+        vec_put_part(first, F32, i, left, mm);
+        vec_put_part(second, F32, i, left, vv);
+        vec_put_part(param, F32, i, left, pp);
+        if (shadow)
+            vec_put_part(shadow->data, BF16, i, left, pp);
+    }
+    return OK;
+}

@@ -1,0 +1,82 @@
+/* Gated activation: y = gate(g) * u. */
+#include "vecmath.h"
+
+INLINE Vec gate_relu(Vec x) { return vec_select(x > 0, x, vec_select(x != x, x, vec_set(0))); }
+INLINE Vec gate_relu_slope(Vec x) { return vec_select(x > 0, vec_set(1), vec_set(0)); }
+INLINE Vec gate_sigmoid_slope(Vec x) {
+    Vec s = vec_sigmoid(x);
+    return s * (1.0f - s);
+}
+
+typedef struct Rows {
+    View *y, *dg, *du;
+    const View *dy, *g, *u;
+} Rows;
+
+INLINE Vec take(const void *row, Dtype dtype, int64_t i, int64_t n) {
+    return n >= LANES ? vec_get(row, dtype, i) : vec_get_part(row, dtype, i, n);
+}
+INLINE void give(void *row, Dtype dtype, int64_t i, int64_t n, Vec v) {
+    if (n >= LANES)
+        vec_put(row, dtype, i, v);
+    else
+        vec_put_part(row, dtype, i, n, v);
+}
+
+/* Two loops for each gate: its value and its slope are inlined. */
+#define GATE(name, value, slope) \
+    static void name##_row(const Rows *a, int64_t r, Dtype dtype) { \
+        const void *g = row_at(a->g, r), *u = row_at(a->u, r); \
+        void *y = row_at(a->y, r); \
+        int64_t width = view_width(a->g); \
+        for (int64_t i = 0; i < width; i += LANES) { \
+            Vec x = take(g, dtype, i, width - i); \
+            give(y, dtype, i, width - i, value(x) * take(u, dtype, i, width - i)); \
+        } \
+    } \
+    static void name##_row_backward(const Rows *a, int64_t r, Dtype dtype) { \
+        const void *dy = row_at(a->dy, r), *g = row_at(a->g, r), *u = row_at(a->u, r); \
+        void *dg = row_at(a->dg, r), *du = row_at(a->du, r); \
+        int64_t width = view_width(a->g); \
+        for (int64_t i = 0; i < width; i += LANES) { \
+            int64_t n = width - i; \
+            Vec x = take(g, dtype, i, n), d = take(dy, dtype, i, n), up = take(u, dtype, i, n); \
+            give(dg, dtype, i, n, d * up * slope(x)); \
+            give(du, dtype, i, n, d * value(x)); \
+        } \
+    }
+GATE(silu, vec_silu, vec_silu_slope)
+GATE(gelu, vec_gelu, vec_gelu_slope)
+GATE(gelu_tanh, vec_gelu_tanh, vec_gelu_tanh_slope)
+GATE(sigmoid, vec_sigmoid, gate_sigmoid_slope)
+GATE(relu, gate_relu, gate_relu_slope)
+
+typedef void RowFunction(const Rows *a, int64_t row, Dtype dtype);
+static RowFunction *const forward[] = {
+#define X(name) name##_row,
+    GATES(X)
+#undef X
+};
+static RowFunction *const backward[] = {
+#define X(name) name##_row_backward,
+    GATES(X)
+#undef X
+};
+
+Status KERNEL(gate)(View *y, const View *g, const View *u, Gate gate) {
+    Rows a = {.y = y, .g = g, .u = u};
+    int64_t rows = view_rows(g);
+#pragma omp parallel for schedule(static) if (rows * view_width(g) >= 32768)
+    for (int64_t r = 0; r < rows; r++)
+        forward[gate](&a, r, g->dtype);
+    return OK;
+}
+
+Status KERNEL(gate_backward)(View *dg, View *du, const View *dy, const View *g, const View *u, Gate gate) {
+    Rows a = {.dg = dg, .du = du, .dy = dy, .g = g, .u = u};
+    int64_t rows = view_rows(g);
+#pragma omp parallel for schedule(static) if (rows * view_width(g) >= 32768)
+    for (int64_t r = 0; r < rows; r++)
+        backward[gate](&a, r, g->dtype);
+    return OK;
+}

@@ -1,0 +1,110 @@
+/* Reductions over rows and over tokens, in orders that do not depend on the number of threads. */
+#include <math.h>
+
+#include "vecmath.h"
+
+static float row_sum(const void *row, Dtype dtype, int64_t n) {
+    Vec sum = vec_set(0);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        sum += vec_get(row, dtype, i);
+    if (i < n)
+        sum += vec_get_part(row, dtype, i, n - i);
+    return vec_sum(sum);
+}
+
+static int64_t row_argmax(const void *row, Dtype dtype, int64_t n) {
+    int64_t best = 0;
+    float value = scalar_get(row, dtype, 0);
+    for (int64_t i = 1; i < n; i++) {
+        float x = scalar_get(row, dtype, i);
+        if (x > value || (value != value && x == x))
+            best = i, value = x;
+    }
+    return best;
+}
+
+static float row_max(const void *row, Dtype dtype, int64_t n) {
+    Vec top = vec_set(-INFINITY);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        top = vec_max(top, vec_get(row, dtype, i));
+    float best = -INFINITY;
+    for (int k = 0; k < LANES; k++)
+        best = top[k] > best ? top[k] : best;
+    for (; i < n; i++) {
+        float x = scalar_get(row, dtype, i);
+        best = x > best ? x : best;
+    }
+    return best;
+}
+
+Status KERNEL(reduce)(View *y, const View *x, ReduceOp op) {
+    int64_t rows = view_rows(x), width = view_width(x);
+#pragma omp parallel for if (rows > 1 && rows * width >= 1 << 15)
+    for (int64_t r = 0; r < rows; r++) {
+        const void *row = row_at(x, r);
+        switch (op) {
+        case REDUCE_sum: scalar_put(y->data, y->dtype, r, row_sum(row, x->dtype, width)); break;
+        case REDUCE_mean: scalar_put(y->data, y->dtype, r, row_sum(row, x->dtype, width) / (float)width); break;
+        case REDUCE_max: scalar_put(y->data, y->dtype, r, row_max(row, x->dtype, width)); break;
+        default: ((int32_t *)y->data)[r] = (int32_t)row_argmax(row, x->dtype, width); break;
+        }
+    }
+    return OK;
+}
+
+Status KERNEL(sum_rows)(View *y, const View *x, const View *starts) {
+    int32_t *tiles;
+    int64_t count, width = view_width(x), blocks = (width + LANES - 1) / LANES;
+    size_t bytes;
+    Status status = tiles_make(&tiles, &count, &bytes, starts, view_rows(x));
+    if (status != OK)
+        return status;
+    float *sum = y->data;
+#pragma omp parallel for if (view_count(x) >= 1 << 15)
+    for (int64_t block = 0; block < blocks; block++) {
+        int64_t i = block * LANES, n = width - i < LANES ? width - i : LANES;
+        for (int64_t t = 0; t < count; t++) {
+            Vec part = vec_set(0);
+            for (int64_t r = tiles[t]; r < tiles[t + 1]; r++)
+                part += n == LANES ? vec_get(row_at(x, r), x->dtype, i) : vec_get_part(row_at(x, r), x->dtype, i, n);
+            Vec total = n == LANES ? vec_load(sum + i) : vec_get_part(sum, F32, i, n);
+            vec_put_part(sum, F32, i, n, total + part);
+        }
+    }
+    scratch_free(tiles, bytes);
+    return OK;
+}
+
+Status KERNEL(total)(double *total, int64_t *bad, const View *x, int square) {
+    enum { BLOCK = 4096 };
+    int64_t rows = view_rows(x), width = view_width(x);
+    if (rows > 1 && view_step(x) == width) /* contiguous: one long row */
+        width *= rows, rows = 1;
+    int64_t per_row = (width + BLOCK - 1) / BLOCK, blocks = rows * per_row;
+    size_t bytes = (size_t)blocks * sizeof(double);
+    double *part = scratch_alloc(bytes);
+    if (!part)
+        return ERR_MEMORY;
+    int64_t wrong = 0;
+#pragma omp parallel for reduction(+ : wrong) if (view_count(x) >= 1 << 15)
+    for (int64_t b = 0; b < blocks; b++) {
+        const void *row = row_at(x, b / per_row);
+        int64_t i = b % per_row * BLOCK, end = i + BLOCK < width ? i + BLOCK : width;
+        double sum = 0;
+        for (; i < end; i++) {
+            float v = scalar_get(row, x->dtype, i);
+            wrong += !(v - v == 0);
+            sum += square ? (double)v * (double)v : (double)v;
+        }
+        part[b] = sum;
+    }
+    double sum = 0;
+    for (int64_t b = 0; b < blocks; b++)
+        sum += part[b];
+    scratch_free(part, bytes);
+    *total = sum;
+    *bad = wrong;
+    return OK;
+}
