@@ -29,5 +29,6 @@ int bind_system(lua_State *L);
 int bind_tensor(lua_State *L);
 int bind_ops(lua_State *L);
 int bind_tokenizer(lua_State *L);
+int bind_corpus(lua_State *L);
 
 #endif

@@ -131,6 +131,23 @@ static Status put(Bytes *out, uint32_t c) {
     return bytes_append(out, text, (size_t)utf8_write(text, c));
 }
 
+/* With the capitals of Unicode 16 and 17, which utf8proc 2.8 does not know. */
+static uint32_t lower(uint32_t c) {
+    if (c < 0x80)
+        return c >= 'A' && c <= 'Z' ? c + 32 : c;
+    switch (c) {
+    case 0x1C89: case 0xA7CC: case 0xA7CE: case 0xA7D2: case 0xA7D4: case 0xA7DA: return c + 1;
+    case 0xA7CB: return 0x264;
+    case 0xA7DC: return 0x19B;
+    default: break;
+    }
+    if (c >= 0x10D50 && c <= 0x10D65)
+        return c + 0x20;
+    if (c >= 0x16EA0 && c <= 0x16EB8)
+        return c + 0x1B;
+    return (uint32_t)utf8proc_tolower((int32_t)c);
+}
+
 static Status lowercase(const char *text, size_t n, Bytes *out) {
     Status status = bytes_reserve(out, n + n / 2); /* two bytes may become three */
     for (size_t i = 0; i < n && status == OK;) {
@@ -140,7 +157,7 @@ static Status lowercase(const char *text, size_t n, Bytes *out) {
         if (c == 0x130) /* the only character whose lower case is two: i and a dot above */
             status = bytes_append(out, "i\xCC\x87", 3);
         else
-            status = put(out, c < 0x80 ? (c >= 'A' && c <= 'Z' ? c + 32 : c) : (uint32_t)utf8proc_tolower((int32_t)c));
+            status = put(out, lower(c));
     }
     return status;
 }

@@ -26,6 +26,11 @@ static const char numbers[] =
     "\\p{N}\\x{10D40}-\\x{10D49}\\x{116D0}-\\x{116E3}\\x{11BF0}-\\x{11BF9}\\x{11F50}-\\x{11F59}\\x{16130}-\\x{16139}"
     "\\x{16D70}-\\x{16D79}\\x{1CCF0}-\\x{1CCF9}\\x{1D2C0}-\\x{1D2D3}\\x{1E4F0}-\\x{1E4F9}\\x{1E5F1}-\\x{1E5FA}";
 
+/* White space without U+180E, which PCRE2 counts in, and the rest. */
+static const char spaces[] = "\\t-\\r\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}";
+static const char solids[] = "\\x{0}-\\x{8}\\x{E}-\\x{1F}\\x{21}-\\x{84}\\x{86}-\\x{9F}\\x{A1}-\\x{167F}\\x{1681}-\\x{1FFF}"
+                             "\\x{200B}-\\x{2027}\\x{202A}-\\x{202E}\\x{2030}-\\x{205E}\\x{2060}-\\x{2FFF}\\x{3001}-\\x{10FFFF}";
+
 static const struct {
     const char *from, *to;
 } spellings[] = {
@@ -47,6 +52,8 @@ static Status translate(const char *p, size_t n, Bytes *out) {
                 set = p[i + 3] == 'L' ? letters : numbers, length = 5;
             else if (p[i + 1] == 'h') /* a hexadecimal digit there, horizontal space here */
                 set = "0-9a-fA-F";
+            else if (p[i + 1] == 's' || p[i + 1] == 'S')
+                set = p[i + 1] == 's' ? spaces : solids;
             for (size_t s = 0; s < sizeof spellings / sizeof *spellings; s++) {
                 size_t width = strlen(spellings[s].from);
                 if (i + width <= n && !memcmp(p + i, spellings[s].from, width))

@@ -32,9 +32,10 @@ static Status load_vocab(Tokenizer *t, const cJSON *model, const char *what) {
     const cJSON *type = json_get(model, "type"), *vocab = json_get(model, "vocab"), *item;
     if (!cJSON_IsObject(model))
         return fail(ERR_FORMAT, "%s: no tokenizer.json: it has no model", what);
-    if (cJSON_IsString(type) ? strcmp(type->valuestring, "BPE") != 0 : !json_get(model, "merges"))
-        return fail(ERR_UNSUPPORTED, "%s: the model '%s' is not supported, only BPE", what,
-                    cJSON_IsString(type) ? type->valuestring : "(without a type)");
+    if (cJSON_IsString(type) && strcmp(type->valuestring, "BPE"))
+        return fail(ERR_UNSUPPORTED, "%s: the model '%s' is not supported, only BPE", what, type->valuestring);
+    if (!cJSON_IsString(type) && !json_get(model, "merges")) /* old files name no type; merges tell BPE */
+        return fail(ERR_UNSUPPORTED, "%s: the model has neither a type nor merges; only BPE is supported", what);
     if (!cJSON_IsObject(vocab))
         return fail(ERR_FORMAT, "%s: the model has no vocabulary", what);
     Status status = vocab_reserve(&t->vocab, (size_t)cJSON_GetArraySize(vocab));
