@@ -1,0 +1,162 @@
+-- What a model directory needs before its first update: config, tokenizer, first weights. It is made under another name and
+-- takes its own when it is whole.
+local arch = require "onn.arch"
+local bpe_train = require "onn.bpe_train"
+local core = require "onn.core.ops"
+local files = require "onn.files"
+local json = require "onn.core.json"
+local scope = require "onn.scope"
+local stores = require "onn.core.store"
+local system = require "onn.core.system"
+local tensors = require "onn.core.tensor"
+local Tokenizer = require "onn.tokenizer"
+
+local fresh = {}
+
+local tokenizer_files = { "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja" }
+
+-- text: the JSON itself, config.json's path, or a directory with one. A missing vocab_size becomes `vocabulary`.
+-- Returns the config of an architecture that can be trained, or nil, message, code.
+function fresh.config(text, vocabulary)
+  local config, message, code
+  if text:find "^%s*{" then
+    config, message, code = json.decode(text, "CONFIG")
+  else
+    local stat = system.stat(text)
+    config, message, code = files.read_json(stat and stat.kind == "directory" and text .. "/config.json" or text)
+  end
+  if not config then return nil, message, code end
+  config.vocab_size = config.vocab_size or vocabulary
+  local described, wrong = arch.describe(config)
+  if not described then return nil, table.concat(wrong, "; "), "format" end
+  return config
+end
+
+local guards = {} -- live until the program ends, however it ends
+
+-- A new empty directory beside `out`. What is still in it when the program ends is removed.
+function fresh.directory(out)
+  local part = out:gsub("/+$", "") .. ".part"
+  system.remove_tree(part)
+  local ok, message, code = system.mkdir_p(part)
+  if not ok then return nil, message, code end
+  local guard = newproxy(true)
+  getmetatable(guard).__gc = function() system.remove_tree(part) end
+  guards[#guards + 1] = guard
+  return part
+end
+
+-- Every text in a JSON value, in a list.
+local function strings(value, list)
+  if type(value) == "string" then
+    list[#list + 1] = value
+  elseif type(value) == "table" then
+    local keys = {}
+    for key in pairs(value) do keys[#keys + 1] = key end
+    table.sort(keys, function(a, b) return tostring(a) < tostring(b) end)
+    for _, key in ipairs(keys) do strings(value[key], list) end
+  end
+  return list
+end
+
+-- The texts of a data file, for training a tokenizer: all strings of JSON lines or of a JSON document, or the whole file.
+local function texts_of(path)
+  local text, message, code = system.read_file(path)
+  if not text then return nil, message, code end
+  local list, value = {}, nil
+  if path:find "%.json$" then
+    value, message, code = json.decode(text, path)
+    if value == nil then return nil, message, code end
+    return strings(value, list)
+  elseif not path:find "%.jsonl$" then
+    return { text }
+  end
+  for line in text:gmatch "[^\r\n]+" do
+    if line:find "%S" then
+      value, message, code = json.decode(line, path)
+      if value == nil then return nil, message, code end
+      strings(value, list)
+    end
+  end
+  return list
+end
+
+local function copy_tokenizer(from, directory)
+  local ok, message, code
+  for _, name in ipairs(tokenizer_files) do
+    local text
+    text, message, code = system.read_file(from .. "/" .. name)
+    if text then ok, message, code = system.write_file(directory .. "/" .. name, text) end
+    if not text and name == "tokenizer.json" or text and not ok then return nil, message, code end
+  end
+  return true
+end
+
+-- Puts a tokenizer into `directory`: opt.tokenizer's, or one trained on the file opt.data with at most opt.vocabulary tokens.
+-- Sets the config's vocab_size and end token to what it has. Returns true, or nil, message, code.
+function fresh.tokenizer(directory, config, opt)
+  local ok, message, code
+  if opt.tokenizer then
+    ok, message, code = copy_tokenizer(opt.tokenizer, directory)
+  else
+    local texts
+    texts, message, code = texts_of(opt.data)
+    if not texts then return nil, message, code end
+    local trained = bpe_train.train(texts, { vocabulary = opt.vocabulary })
+    config.vocab_size = #trained.tokens
+    ok, message, code = bpe_train.write(directory, trained, config.max_position_embeddings)
+  end
+  if not ok then return nil, message, code end
+  local tokenizer
+  tokenizer, message, code = Tokenizer.open(directory)
+  if not tokenizer then return nil, message, code end
+  if tokenizer.size > config.vocab_size then
+    return nil, ("the tokenizer has %d tokens, the config's vocab_size is %d"):format(tokenizer.size, config.vocab_size), "format"
+  end
+  config.bos_token_id, config.eos_token_id = tokenizer.bos_id, tokenizer.eos_id
+  return true
+end
+
+local residual = { o = true, down = true }
+
+-- Matrices are normal with the config's initializer_range, norms 1, biases 0. The products that end in the residual stream are
+-- smaller by sqrt(2 layers), so that their sum over all layers keeps one layer's size. Numbers depend on the seed and the name only.
+local function first_value(t, deviation, seed)
+  local w = tensors.new("f32", t.shape)
+  if t.role:find "_bias$" then return w:fill(0) end
+  if t.vector then return w:fill(1) end
+  return core.normal(w, seed, "init/" .. t.name, 0, deviation)
+end
+
+-- Writes config.json, generation_config.json and the first model.safetensors. Returns true, or nil, message, code.
+function fresh.weights(directory, config, seed)
+  local described = arch.describe(config)
+  local range = described.config.initializer_range or 0.02
+  config.dtype, config.torch_dtype = "float32", "float32"
+  local generation = { bos_token_id = config.bos_token_id, eos_token_id = config.eos_token_id }
+  local ok, message, code = system.write_file(directory .. "/config.json", json.encode(config, { pretty = true }) .. "\n")
+  if ok then ok, message, code = system.write_file(directory .. "/generation_config.json", json.encode(generation, { pretty = true }) .. "\n") end
+  if not ok then return nil, message, code end
+  return scope(function()
+    local values = {}
+    for _, stage in ipairs(described.stages) do
+      for _, t in ipairs(stage.tensors) do
+        values[t.name] = first_value(t, residual[t.role] and range / math.sqrt(2 * described.sizes.layers) or range, seed)
+      end
+    end
+    return stores.write(directory .. "/model.safetensors", values, { format = "pt" })
+  end)
+end
+
+-- Gives the directory `part` the name `out`; if that is there, its files take their places in it and others stay.
+function fresh.finish(part, out)
+  if not system.exists(out) then return system.rename(part, out) end
+  for _, name in ipairs(system.list(part)) do
+    local ok, message, code = system.rename(part .. "/" .. name, out .. "/" .. name)
+    if not ok then return nil, message, code end
+  end
+  os.remove(out .. "/model.safetensors.index.json")
+  return system.remove_tree(part)
+end
+
+return fresh
