@@ -57,16 +57,17 @@ static dnnl_status_t describe(Entry *e, const Key *k) {
 
 static dnnl_status_t describe_pass(dnnl_convolution_desc_t *conv, const Entry *e, const Key *k) {
     const dnnl_alg_kind_t direct = dnnl_convolution_direct;
-    dnnl_dims_t dilates = {k->dilation[0] - 1, k->dilation[1] - 1};
-    const int64_t *before = k->padding, *after = k->padding + 2;
+    /* Arrays of oneDNN's own length, as its header declares them. */
+    dnnl_dims_t stride = {k->stride[0], k->stride[1]}, dilates = {k->dilation[0] - 1, k->dilation[1] - 1};
+    dnnl_dims_t before = {k->padding[0], k->padding[1]}, after = {k->padding[2], k->padding[3]};
     switch (k->pass) {
     case FORWARD:
         return dnnl_dilated_convolution_forward_desc_init(conv, dnnl_forward_inference, direct, &e->x, &e->w, k->bias ? &e->bias : NULL,
-                                                          &e->y, k->stride, dilates, before, after);
+                                                          &e->y, stride, dilates, before, after);
     case BACKWARD_DATA:
-        return dnnl_dilated_convolution_backward_data_desc_init(conv, direct, &e->x, &e->w, &e->y, k->stride, dilates, before, after);
+        return dnnl_dilated_convolution_backward_data_desc_init(conv, direct, &e->x, &e->w, &e->y, stride, dilates, before, after);
     default:
-        return dnnl_dilated_convolution_backward_weights_desc_init(conv, direct, &e->x, &e->w, NULL, &e->y, k->stride, dilates, before,
+        return dnnl_dilated_convolution_backward_weights_desc_init(conv, direct, &e->x, &e->w, NULL, &e->y, stride, dilates, before,
                                                                    after);
     }
 }
