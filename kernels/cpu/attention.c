@@ -119,7 +119,7 @@ static void unit_run(const Job *job, const Own *o, int64_t s, int64_t kv_head, i
         copy_rows(o->keys + at, &job->form, k, k0, n, filled);
         copy_rows(job->form.pairs ? o->rows : o->values + at, &job->form, v, k0, n, filled);
         if (job->form.pairs)
-            copy_pairs(o->values + at, &job->form, o->rows, filled);
+            copy_turned(o->values + at, &job->form, o->rows, filled);
     }
     for (int64_t i = from; i < to; i++) {
         int64_t q0 = i / job->group * QUERIES;
@@ -149,10 +149,12 @@ Status KERNEL(attention)(View *y, View *lse, const View *q, const View *k, const
 #pragma omp parallel num_threads(threads)
     {
         Own own;
+        blocks_begin();
         own_make(&own, &job.form, most, scratch + floats * omp_get_thread_num());
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < units * job.parts; i++) /* the last parts see the most keys: they go first */
             unit_run(&job, &own, i / job.parts / job.kv_heads, i / job.parts % job.kv_heads, job.parts - 1 - i % job.parts);
+        blocks_end();
     }
     scratch_free(scratch, bytes);
     return OK;

@@ -5,7 +5,8 @@
  * the processor multiplies pairs of them. A "word" is 4 bytes of such a row: one f32 or two bf16. Layouts, in words:
  *   rows   (tokens, words)           a token's elements: contraction over the head size
  *   pairs  (tokens / 2, dims)        two tokens' bf16 interleaved: contraction over tokens; for f32 the same as rows
- *   lanes  (size / 2, QUERIES)       a tile of queries turned, so that queries lie on the lanes */
+ *   lanes  (size / 2, QUERIES)       a tile of queries turned, so that queries lie on the lanes
+ *   turned (dims, KEYS / 2)          a tile of keys turned: contraction over keys with tiles; without tiles the same as pairs */
 #ifndef ONN_ATTENTION_H
 #define ONN_ATTENTION_H
 
@@ -23,6 +24,11 @@ enum {
     ROWS = 6,
 #endif
     PART = ROWS / 3,
+#ifdef __AMX_BF16__
+    KEY_PART = 32, DIM_PART = 32, /* whole tiles */
+#else
+    KEY_PART = PART, DIM_PART = LANES,
+#endif
     KEYS = 96
 };
 
@@ -47,13 +53,13 @@ typedef struct Form {
 } Form;
 
 static inline Form form_of(const View *q) {
-    int64_t size = q->shape[2], dims = count_of(size, LANES) * LANES;
     int pairs = sides_pair(q->dtype, q->dtype);
+    int64_t size = q->shape[2], part = pairs ? DIM_PART : LANES, dims = count_of(size, part) * part;
     return (Form){size, dims, pairs ? dims / 2 : dims, pairs};
 }
 
-/* Keys that a tile's block of rows reads: a whole number of PARTs. */
-static inline int64_t whole_parts(int64_t n) { return count_of(n, PART) * PART; }
+/* Keys that a tile's block of rows reads: a whole number of parts. */
+static inline int64_t whole_parts(int64_t n) { return count_of(n, KEY_PART) * KEY_PART; }
 
 /* --- copies ------------------------------------------------------------------------------------------------------------ */
 
@@ -87,6 +93,28 @@ static inline void copy_pairs(float *to, const Form *f, const float *rows, int64
             VecU both = __builtin_convertvector(low, VecU) | __builtin_convertvector(high, VecU) << 16;
             memcpy(to + k, &both, sizeof both);
         }
+}
+
+/* turned (dims, KEYS / 2), or pairs, from rows (n, words) of bf16. */
+static inline void copy_turned(float *to, const Form *f, const float *rows, int64_t n) {
+#ifdef __AMX_BF16__
+    const bf16 *a = (const bf16 *)(const void *)rows;
+    for (int64_t d = 0; d < f->dims; d += 16)
+        for (int64_t k = 0; k < n; k += 32) {
+            __m512i r[16];
+            for (int s = 0; s < 16; s++) {
+                const bf16 *even = a + (k + 2 * s) * f->dims + d;
+                __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)even));
+                __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(even + f->dims)));
+                r[s] = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+            }
+            words_turn(r);
+            for (int i = 0; i < 16; i++)
+                _mm512_storeu_si512(to + (d + i) * (KEYS / 2) + k / 2, r[i]);
+        }
+#else
+    copy_pairs(to, f, rows, n);
+#endif
 }
 
 /* lanes (size / 2 or size, QUERIES): n queries from `first`; missing lanes are 0. */
@@ -159,38 +187,100 @@ INLINE void rows_sum(float *c, int64_t c_row, const Vec *factor, const float *a,
         block_sum(c + i * c_row, c_row, factor, a + i * a_row, a_row, a_step, b, b_row, steps, PART, vecs, pairs);
 }
 
-/* c (n keys, QUERIES) = keys q^T: keys as rows, q as lanes. n a multiple of PART. */
+#ifdef __AMX_BF16__
+/* c (rows, 2 * LANES) = (keep ? c : 0) + a b by tiles: a's rows `a_row` words apart, rows a multiple of 32, steps of 16. */
+INLINE void tiles_sum(float *c, int64_t c_row, const int keep, const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t steps,
+                      int64_t rows) {
+    for (int64_t i = 0; i < rows; i += 32, a += 32 * a_row, c += 32 * c_row) {
+        if (keep) {
+            _tile_loadd(0, c, c_row * 4);
+            _tile_loadd(1, c + 16, c_row * 4);
+            _tile_loadd(2, c + 16 * c_row, c_row * 4);
+            _tile_loadd(3, c + 16 * c_row + 16, c_row * 4);
+        } else {
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+        }
+        for (int64_t s = 0; s < steps; s += 16) {
+            _tile_loadd(4, a + s, a_row * 4);
+            _tile_loadd(6, b + s * b_row, b_row * 4);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, b + s * b_row + 16, b_row * 4);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(5, a + 16 * a_row + s, a_row * 4);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(0, c, c_row * 4);
+        _tile_stored(1, c + 16, c_row * 4);
+        _tile_stored(2, c + 16 * c_row, c_row * 4);
+        _tile_stored(3, c + 16 * c_row + 16, c_row * 4);
+    }
+}
+
+/* The three products below for bf16. */
+static inline void pairs_keys_times(float *c, const Form *f, const float *keys, const float *q, int64_t n) {
+    tiles_sum(c, QUERIES, 0, keys, f->words, q, QUERIES, f->words, n);
+}
+static inline void pairs_turned_times(float *c, const Form *f, const Vec *factor, const float *keys, const float *p, int64_t n) {
+    for (int64_t d = 0; factor && d < f->dims; d++)
+        for (int j = 0; j < 2; j++)
+            vec_store(c + d * QUERIES + j * LANES, vec_load(c + d * QUERIES + j * LANES) * factor[j]);
+    tiles_sum(c, QUERIES, 1, keys, KEYS / 2, p, QUERIES, n / 2, f->dims);
+}
+static inline void pairs_from_queries(float *c, const Form *f, const float *p, const float *q, int64_t n) {
+    for (int64_t d = 0; d < f->dims; d += 2 * LANES)
+        tiles_sum(c + d, f->dims, 1, p, QUERIES / 2, q + d, f->dims, QUERIES / 2, n);
+}
+#else
+static inline void pairs_keys_times(float *c, const Form *f, const float *keys, const float *q, int64_t n) {
+    rows_sum(c, QUERIES, NULL, keys, f->words, 1, q, QUERIES, (f->size + 1) / 2, n, 2, 1);
+}
+static inline void pairs_turned_times(float *c, const Form *f, const Vec *factor, const float *keys, const float *p, int64_t n) {
+    const Vec ones[2] = {vec_set(1), vec_set(1)};
+    rows_sum(c, QUERIES, factor ? factor : ones, keys, 1, f->dims, p, QUERIES, n / 2, f->dims, 2, 1);
+}
+static inline void pairs_from_queries(float *c, const Form *f, const float *p, const float *q, int64_t n) {
+    const Vec ones[2] = {vec_set(1), vec_set(1)};
+    int64_t d = 0;
+    for (; d + 2 * LANES <= f->dims; d += 2 * LANES)
+        rows_sum(c + d, f->dims, ones, p, QUERIES / 2, 1, q + d, f->dims, QUERIES / 2, n, 2, 1);
+    if (d < f->dims)
+        rows_sum(c + d, f->dims, ones, p, QUERIES / 2, 1, q + d, f->dims, QUERIES / 2, n, 1, 1);
+}
+#endif
+
+/* c (n keys, QUERIES) = keys q^T: keys as rows, q as lanes. n a multiple of KEY_PART. */
 static inline void keys_times_queries(float *c, const Form *f, const float *keys, const float *q, int64_t n) {
     if (f->pairs)
-        rows_sum(c, QUERIES, NULL, keys, f->words, 1, q, QUERIES, (f->size + 1) / 2, n, 2, 1);
+        pairs_keys_times(c, f, keys, q, n);
     else
         rows_sum(c, QUERIES, NULL, keys, f->words, 1, q, QUERIES, f->size, n, 2, 0);
 }
 
-/* c (dims, QUERIES) = c * factor + keys^T p over n keys: keys as pairs, p (n / 2 or n, QUERIES). */
-static inline void keys_turned_times(float *c, const Form *f, const Vec factor[2], const float *keys, const float *p, int64_t n) {
+/* c (dims, QUERIES) = c * factor (NULL: c) + keys^T p over n keys of one tile: keys turned, p (n / 2 or n, QUERIES). */
+static inline void keys_turned_times(float *c, const Form *f, const Vec *factor, const float *keys, const float *p, int64_t n) {
+    const Vec ones[2] = {vec_set(1), vec_set(1)};
     if (f->pairs)
-        rows_sum(c, QUERIES, factor, keys, 1, f->dims, p, QUERIES, n / 2, f->dims, 2, 1);
+        pairs_turned_times(c, f, factor, keys, p, n);
     else
-        rows_sum(c, QUERIES, factor, keys, 1, f->dims, p, QUERIES, n, f->dims, 2, 0);
+        rows_sum(c, QUERIES, factor ? factor : ones, keys, 1, f->dims, p, QUERIES, n, f->dims, 2, 0);
 }
 
 /* c (n keys, dims) += p q over the tile's queries: p (keys, QUERIES) as rows, q as pairs. */
 static inline void keys_from_queries(float *c, const Form *f, const float *p, const float *q, int64_t n) {
-    static const float one = 1;
-    const Vec factor[2] = {vec_set(one), vec_set(one)};
+    const Vec ones[2] = {vec_set(1), vec_set(1)};
     int64_t d = 0;
-    for (; d + 2 * LANES <= f->dims; d += 2 * LANES)
-        if (f->pairs)
-            rows_sum(c + d, f->dims, factor, p, QUERIES / 2, 1, q + d, f->dims, QUERIES / 2, n, 2, 1);
-        else
-            rows_sum(c + d, f->dims, factor, p, QUERIES, 1, q + d, f->dims, QUERIES, n, 2, 0);
-    if (d < f->dims) {
-        if (f->pairs)
-            rows_sum(c + d, f->dims, factor, p, QUERIES / 2, 1, q + d, f->dims, QUERIES / 2, n, 1, 1);
-        else
-            rows_sum(c + d, f->dims, factor, p, QUERIES, 1, q + d, f->dims, QUERIES, n, 1, 0);
+    if (f->pairs) {
+        pairs_from_queries(c, f, p, q, n);
+        return;
     }
+    for (; d + 2 * LANES <= f->dims; d += 2 * LANES)
+        rows_sum(c + d, f->dims, ones, p, QUERIES, 1, q + d, f->dims, QUERIES, n, 2, 0);
+    if (d < f->dims)
+        rows_sum(c + d, f->dims, ones, p, QUERIES, 1, q + d, f->dims, QUERIES, n, 1, 0);
 }
 
 /* --- scores ------------------------------------------------------------------------------------------------------------ */

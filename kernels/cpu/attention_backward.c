@@ -123,7 +123,6 @@ static void queries_run(const Job *job, const Own *o, const Unit *u, int64_t hea
         dots[i] = row_dot(head_row(dy, q0 + i), head_row(y, q0 + i), dy.dtype, f->size);
     }
     const Vec lse[2] = {vec_load(lses), vec_load(lses + LANES)}, dot[2] = {vec_load(dots), vec_load(dots + LANES)};
-    const Vec ones[2] = {vec_set(1), vec_set(1)};
     copy_lanes(o->q_lanes, f, q, q0, n);
     copy_lanes(o->dy_lanes, f, dy, q0, n);
     if (u->keys) {
@@ -140,7 +139,7 @@ static void queries_run(const Job *job, const Own *o, const Unit *u, int64_t hea
             hide(o->p, &sight, k0, keys);
         probabilities(job, o, keys, lse, dot);
         if (u->queries)
-            keys_turned_times(o->sum, f, ones, o->key_pairs + at * f->words, o->ds_pairs, keys);
+            keys_turned_times(o->sum, f, NULL, o->key_pairs + at * f->words, o->ds_pairs, keys);
         if (u->keys) {
             keys_from_queries(o->dv + at * f->dims, f, o->p_rows, o->dy_pairs, keys);
             keys_from_queries(o->dk + at * f->dims, f, o->ds_rows, o->q_pairs, keys);
@@ -175,7 +174,7 @@ static void unit_run(const Job *job, const Own *o, const Unit *u) {
         copy_rows(o->keys + at, f, k, k0, n, filled);
         copy_rows(o->values + at, f, v, k0, n, filled);
         if (f->pairs)
-            copy_pairs(o->key_pairs + at, f, o->keys + at, filled);
+            copy_turned(o->key_pairs + at, f, o->keys + at, filled);
     }
     if (u->keys) {
         memset(o->dk, 0, (size_t)((u->k_to - u->k_from) * KEYS * f->dims) * sizeof(float));
@@ -215,6 +214,7 @@ Status KERNEL(attention_backward)(View *dq, View *dk, View *dv, const View *dy, 
 #pragma omp parallel num_threads(threads)
     {
         Own own;
+        blocks_begin();
         own_make(&own, &job.form, count_of(most, KEYS), scratch + floats * omp_get_thread_num());
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < units * sweeps * parts; i++) {
@@ -229,6 +229,7 @@ Status KERNEL(attention_backward)(View *dq, View *dk, View *dv, const View *dy, 
             if (u.keys ? u.k_from < u.k_to : u.q_from < u.q_to)
                 unit_run(&job, &own, &u);
         }
+        blocks_end();
     }
     scratch_free(scratch, bytes);
     return OK;

@@ -171,33 +171,6 @@ INLINE void pack_width(uint32_t *to, int width, Side from, int64_t lines, int64_
 }
 
 #ifdef __AMX_BF16__
-/* Sixteen rows of sixteen words become columns. */
-static inline void words_turn(__m512i r[16]) {
-    __m512i t[16];
-    for (int i = 0; i < 8; i++) {
-        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
-
 static inline __mmask32 first_halves(int64_t n) { return n >= 32 ? 0xffffffffu : n <= 0 ? 0 : (1u << n) - 1; }
 
 /* One group of steps of sixteen lines whose depth is contiguous, a line to a vector. `left` elements of the depth remain. */
@@ -222,8 +195,24 @@ static inline void group_along(__m512i r[16], const uint16_t *data, int64_t inne
     }
 }
 
+/* A left panel of lines whose depth is contiguous, line by line: the order in which memory comes fastest. */
+static void copy_lines(uint32_t *to, Side from, int64_t lines, int64_t depth) {
+    const uint16_t *data = from.data;
+    for (int i = 0; i < 32; i++, data += from.step) {
+        int64_t k = 0, n = i < lines ? depth : 0;
+        for (; k + 32 <= n; k += 32)
+            _mm512_storeu_si512(to + k * 16 + i * 16, _mm512_loadu_si512(data + k));
+        for (; k < depth; k += 32)
+            _mm512_storeu_si512(to + k * 16 + i * 16, _mm512_maskz_loadu_epi16(first_halves(n - k), data + k));
+    }
+}
+
 static void pack_tiles(uint32_t *to, Panel panel, Side from, int64_t lines, int64_t depth) {
     const uint16_t *data = from.data;
+    if (panel == LEFT && from.inner == 1) {
+        copy_lines(to, from, lines, depth);
+        return;
+    }
     for (int64_t k = 0; k < depth; k += 32, to += 16 * 32)
         for (int at = 0; at < 32; at += 16) {
             __m512i r[16];

@@ -214,7 +214,9 @@ Status KERNEL(token_sum)(const TokenSum *sum, const int32_t *tiles, int64_t coun
 #pragma omp for schedule(dynamic)
             for (int64_t i = 0; i < run_panels; i++)
                 for (int64_t t = 0; t < some; t++) {
-                    int64_t line = i * run_width, depth = tiles[first + t + 1] - tiles[first + t];
+                    int64_t line = i * run_width, depth = tiles[first + t + 1] - tiles[first + t], after = first + t + 1;
+                    if (after < count)
+                        side_prefetch(side_at(run, line, tiles[after]), least(run_width, run_lines - line), tiles[after + 1] - tiles[after], 0, 1);
                     KERNEL(panel_pack)(own, run_panel, side_at(run, line, tiles[first + t]), run_lines - line, depth, pairs);
                     for (int64_t j = 0; j < kept_panels; j++) {
                         const float *other = scratch + (t * kept_panels + j) * kept_words;
