@@ -1,7 +1,8 @@
 local core = require "onn.core.tensor"
 local ops = require "onn.core.ops"
 local reference = require "tests.kernels.reference"
-local random, gapped, flat, near, floats, ints = reference.random, reference.gapped, reference.flat, reference.near, reference.floats, reference.ints
+local random, gapped, flat, near, floats, ints = reference.random, reference.gapped, reference.flat, reference.near, reference.floats,
+  reference.ints
 
 -- nll, dx, dw of the whole in double, from tables.
 local function head(x, w, labels, rows, width, vocabulary, scale, multiplier)
@@ -141,7 +142,8 @@ describe("head and loss", function()
       assert.error_matches(function() ops.head_loss(x, w, ints { 0, label }, nil, 1, 1, true) end, "outside 0..19")
     end
     assert.error_matches(function() ops.head_loss(x, w, ints { 0 }, nil, 1, 1, true) end, "expected i32 of 2")
-    assert.error_matches(function() ops.head_loss(x, w, ints { 0, 1 }, nil, 1, 1, true, core.zeros("f32", { 20, 8 })) end, "expected f32 of 180")
+    assert.error_matches(function() ops.head_loss(x, w, ints { 0, 1 }, nil, 1, 1, true, core.zeros("f32", { 20, 8 })) end,
+      "expected f32 of 180")
   end)
 
   reference.every_instruction_set(it, pending)

@@ -18,7 +18,8 @@ local function products(x, w, y, o, f)
               for b = 0, ws[4] - 1 do
                 local r, s = i * o.stride[1] - o.padding[1] + a * o.dilation[1], j * o.stride[2] - o.padding[2] + b * o.dilation[2]
                 if r >= 0 and r < xs[3] and s >= 0 and s < xs[4] then
-                  f(at, ((n * xs[2] + floor(c / out_group) * ws[2] + k) * xs[3] + r) * xs[4] + s + 1, ((c * ws[2] + k) * ws[3] + a) * ws[4] + b + 1)
+                  f(at, ((n * xs[2] + floor(c / out_group) * ws[2] + k) * xs[3] + r) * xs[4] + s + 1,
+                    ((c * ws[2] + k) * ws[3] + a) * ws[4] + b + 1)
                 end
               end
             end
@@ -50,7 +51,8 @@ local convolutions = {
 
 local function convolution(c)
   local o = { stride = c[9], padding = c[10], dilation = c[11], groups = c[8] }
-  local x, w, bias = random("f32", { c[1], c[2], c[3], c[4] }, 1), random("f32", { c[5], c[2] / c[8], c[6], c[7] }, 2), random("f32", { c[5] }, 3)
+  local x, w, bias = random("f32", { c[1], c[2], c[3], c[4] }, 1), random("f32", { c[5], c[2] / c[8], c[6], c[7] }, 2),
+    random("f32", { c[5] }, 3)
   return x, w, bias, o
 end
 
@@ -100,7 +102,8 @@ describe("convolution", function()
   end)
 
   it("gives an image the same bits alone and among others, whatever the threads", function()
-    for _, c in ipairs { { 5, 20, 14, 14, 130, 3, 3, 1, { 1, 1 }, { 1, 1, 1, 1 }, { 1, 1 } }, { 5, 96, 14, 14, 96, 3, 3, 32, { 2, 2 }, { 1, 1, 1, 1 }, { 1, 1 } } } do
+    for _, c in ipairs { { 5, 20, 14, 14, 130, 3, 3, 1, { 1, 1 }, { 1, 1, 1, 1 }, { 1, 1 } },
+      { 5, 96, 14, 14, 96, 3, 3, 32, { 2, 2 }, { 1, 1, 1, 1 }, { 1, 1 } } } do
       local x, w, bias, o = convolution(c)
       local dy = random("f32", ops.conv(x, w, bias, o):shape(), 4)
       local y, dx = reference.any_threads(function()
@@ -108,7 +111,8 @@ describe("convolution", function()
         local dx = ops.conv_backward(dy, x, w, o, true, dw, db)
         return ops.conv(x, w, bias, o), dx, dw, db
       end)
-      local dw, db, dw2, db2 = core.zeros("f32", w:shape()), core.zeros("f32", { c[5] }), core.zeros("f32", w:shape()), core.zeros("f32", { c[5] })
+      local dw, db, dw2, db2 = core.zeros("f32", w:shape()), core.zeros("f32", { c[5] }), core.zeros("f32", w:shape()),
+        core.zeros("f32", { c[5] })
       ops.conv_backward(dy, x, w, o, false, dw, db)
       for n = 1, 5 do
         local function part(t) return t:narrow(1, n, 1) end
@@ -147,7 +151,8 @@ describe("convolution", function()
     assert.error_matches(function() ops.conv(x:to "bf16", w, nil, { groups = 2 }) end, "contiguous f32")
     local y = ops.conv(x, w, nil, { groups = 2 })
     assert.error_matches(function() ops.conv_backward(y, x, w, { groups = 2, padding = 1 }, true) end, "expected %(1, 6, 5, 5%)")
-    assert.error_matches(function() ops.conv_backward(y, x, w, { groups = 2 }, true, core.zeros("f32", { 6, 2, 3, 2 })) end, "expected f32 of 108")
+    assert.error_matches(function() ops.conv_backward(y, x, w, { groups = 2 }, true, core.zeros("f32", { 6, 2, 3, 2 })) end,
+      "expected f32 of 108")
   end)
 end)
 
@@ -216,7 +221,8 @@ describe("pooling", function()
   end)
 
   it("passes NaN on, and takes the first of equals", function()
-    local y, index = ops.pool(core.from_table { { { { 1, 0 / 0, 5, 5, -math.huge, -math.huge } } } }, { kernel = { 1, 2 }, stride = { 1, 2 } }, true)
+    local y, index = ops.pool(core.from_table { { { { 1, 0 / 0, 5, 5, -math.huge, -math.huge } } } },
+      { kernel = { 1, 2 }, stride = { 1, 2 } }, true)
     local values = flat(y)
     assert(values[1] ~= values[1] and values[2] == 5 and values[3] == -math.huge)
     assert.same({ 1, 0, 0 }, flat(index))
