@@ -51,12 +51,12 @@ local function weight(dtype, out, width, seed, turned)
 end
 
 local pairs_of = { { "f32", "f32" }, { "f32", "bf16" }, { "f32", "f16" }, { "bf16", "bf16" } }
-local shapes = { { 1, 1, 1 }, { 3, 7, 17 }, { 13, 33, 65 }, { 35, 65, 33 }, { 2, 130, 7 } } -- rows, in, out
+local shapes = { { 1, 1, 1, 1 }, { 3, 7, 17, 3 }, { 13, 33, 65, 8 }, { 33, 65, 33, 17 }, { 2, 130, 7, 40 } } -- rows, in, out, rank
 
 local function each(f)
   for _, shape in ipairs(shapes) do
     for _, dtypes in ipairs(pairs_of) do
-      for _, turned in ipairs { false, true } do f(shape[1], shape[2], shape[3], dtypes[1], dtypes[2], turned) end
+      for _, turned in ipairs { false, true } do f(shape[1], shape[2], shape[3], dtypes[1], dtypes[2], turned, shape[4]) end
     end
   end
 end
@@ -78,52 +78,50 @@ describe("linear", function()
   end)
 
   it("with an adapter, forward and backward", function()
-    each(function(rows, width, out, xd, wd, turned)
-      for _, rank in ipairs { 1, 8, 17 } do
-        local x, w = gapped(xd, rows, width, 1), weight(wd, out, width, 2, turned)
-        local a, b, other = random(xd, { rank, width }, 4), random(xd, { out, rank }, 5), gapped(xd, rows, width, 6)
-        local coarse, scale = xd == "bf16", 0.5
-        local fx, fw, fa, fb = flat(x), flat(w), flat(a), flat(b)
-        local what = ("%d x %d x %d rank %d %s %s%s"):format(rows, width, out, rank, xd, wd, turned and " turned" or "")
-        local base, base_size = product(rows, out, width, by_rows(fx, width), by_rows(fw, width))
-        for _, source in ipairs { x, other } do
-          local h, h_size = product(rows, rank, width, by_rows(flat(source), width), by_rows(fa, width))
-          local low_rank = product(rows, out, rank, by_rows(h, rank), by_rows(fb, rank))
-          local _, low_size = product(rows, out, rank, by_rows(h_size, rank), by_rows(fb, rank))
-          local y, kept = ops.linear(x, w, nil, a, b, scale, source)
-          close(kept, h, h_size, false, "h " .. what)
-          close(y, sum(base, low_rank, scale), sum(base_size, low_size, scale), coarse, what)
-          if source == x then close(ops.linear_decode(x, w, nil, a, b, scale), sum(base, low_rank, scale),
-            sum(base_size, low_size, scale), coarse, "decode " .. what) end
-        end
-        local dy = gapped(xd, rows, out, 7)
-        local fdy = flat(dy)
-        local dbase, dbase_size = product(rows, width, out, by_rows(fdy, out), by_columns(fw, width))
-        local dh, dh_size = product(rows, rank, out, by_rows(fdy, out), by_columns(fb, rank))
-        local part = product(rows, width, rank, by_rows(dh, rank), by_columns(fa, width))
-        local _, part_size = product(rows, width, rank, by_rows(dh_size, rank), by_columns(fa, width))
-        for i = 1, #dh do dh[i] = dh[i] * scale end
-        local low = {}
-        for i = 1, #part do low[i] = part[i] * scale end
-        local dx, gh = ops.linear_backward(dy, w, a, b, scale)
-        close(gh, dh, dh_size, false, "dh " .. what)
-        close(dx, sum(dbase, part, scale), sum(dbase_size, part_size), coarse, "dx " .. what)
-        local dropped
-        dx, gh, dropped = ops.linear_backward(dy, w, a, b, scale, nil, true)
-        close(dx, dbase, dbase_size, false, "dx apart " .. what)
-        close(gh, dh, dh_size, false, "dh apart " .. what)
-        close(dropped, low, part_size, coarse, "dropped " .. what)
-        local old = random(xd, { rows, width }, 8)
-        local want = sum(sum(dbase, part, scale), flat(old))
-        local same = ops.linear_backward(dy, w, a, b, scale, old)
-        assert.equal(old, same)
-        close(old, want, sum(dbase_size, part_size), coarse, "dx added to " .. what)
-        local none
-        none, gh, dropped = ops.linear_backward(dy, w, a, b, scale, nil, true, true)
-        assert.is_nil(none)
-        close(gh, dh, dh_size, false, "dh alone " .. what)
-        close(dropped, low, part_size, coarse, "dropped alone " .. what)
+    each(function(rows, width, out, xd, wd, turned, rank)
+      local x, w = gapped(xd, rows, width, 1), weight(wd, out, width, 2, turned)
+      local a, b, other = random(xd, { rank, width }, 4), random(xd, { out, rank }, 5), gapped(xd, rows, width, 6)
+      local coarse, scale = xd == "bf16", 0.5
+      local fx, fw, fa, fb = flat(x), flat(w), flat(a), flat(b)
+      local what = ("%d x %d x %d rank %d %s %s%s"):format(rows, width, out, rank, xd, wd, turned and " turned" or "")
+      local base, base_size = product(rows, out, width, by_rows(fx, width), by_rows(fw, width))
+      for _, source in ipairs { x, other } do
+        local h, h_size = product(rows, rank, width, by_rows(flat(source), width), by_rows(fa, width))
+        local low_rank = product(rows, out, rank, by_rows(h, rank), by_rows(fb, rank))
+        local _, low_size = product(rows, out, rank, by_rows(h_size, rank), by_rows(fb, rank))
+        local y, kept = ops.linear(x, w, nil, a, b, scale, source)
+        close(kept, h, h_size, false, "h " .. what)
+        close(y, sum(base, low_rank, scale), sum(base_size, low_size, scale), coarse, what)
+        if source == x then close(ops.linear_decode(x, w, nil, a, b, scale), sum(base, low_rank, scale),
+          sum(base_size, low_size, scale), coarse, "decode " .. what) end
       end
+      local dy = gapped(xd, rows, out, 7)
+      local fdy = flat(dy)
+      local dbase, dbase_size = product(rows, width, out, by_rows(fdy, out), by_columns(fw, width))
+      local dh, dh_size = product(rows, rank, out, by_rows(fdy, out), by_columns(fb, rank))
+      local part = product(rows, width, rank, by_rows(dh, rank), by_columns(fa, width))
+      local _, part_size = product(rows, width, rank, by_rows(dh_size, rank), by_columns(fa, width))
+      for i = 1, #dh do dh[i] = dh[i] * scale end
+      local low = {}
+      for i = 1, #part do low[i] = part[i] * scale end
+      local dx, gh = ops.linear_backward(dy, w, a, b, scale)
+      close(gh, dh, dh_size, false, "dh " .. what)
+      close(dx, sum(dbase, part, scale), sum(dbase_size, part_size), coarse, "dx " .. what)
+      local dropped
+      dx, gh, dropped = ops.linear_backward(dy, w, a, b, scale, nil, true)
+      close(dx, dbase, dbase_size, false, "dx apart " .. what)
+      close(gh, dh, dh_size, false, "dh apart " .. what)
+      close(dropped, low, part_size, coarse, "dropped " .. what)
+      local old = random(xd, { rows, width }, 8)
+      local want = sum(sum(dbase, part, scale), flat(old))
+      local same = ops.linear_backward(dy, w, a, b, scale, old)
+      assert.equal(old, same)
+      close(old, want, sum(dbase_size, part_size), coarse, "dx added to " .. what)
+      local none
+      none, gh, dropped = ops.linear_backward(dy, w, a, b, scale, nil, true, true)
+      assert.is_nil(none)
+      close(gh, dh, dh_size, false, "dh alone " .. what)
+      close(dropped, low, part_size, coarse, "dropped alone " .. what)
     end)
   end)
 
