@@ -251,7 +251,7 @@ Status bpe_encode(Bpe *b, const char *word, size_t n, Ids *out) {
     int32_t left = -1; /* the symbol before p; -1 where nothing may be cut: at the start, and while an unknown one waits */
     for (const char *p = word; p < end;) {
         Character c = character_at(b, p);
-        int32_t first = c.symbol, last = c.symbol;
+        int32_t first = c.symbol, last = first;
         if (c.symbol < 0) {
             char spelt[4];
             int length = spelling(b, p, c.length, spelt);

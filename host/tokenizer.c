@@ -63,7 +63,7 @@ static Status number_added(Tokenizer *t, const cJSON *item, const char *what, in
     return vocab_add(&t->vocab, text, n, (*next)++, what);
 }
 
-static Status load_added_token(Tokenizer *t, const cJSON *item, int32_t id) {
+static Status load_added_token(Tokenizer *t, const cJSON *item, int32_t id, const char *what) {
     const char *text = component_text(item, "content", ""), *pattern;
     size_t n = strlen(text), pattern_length;
     AddedToken token = {.id = id,
@@ -74,6 +74,8 @@ static Status load_added_token(Tokenizer *t, const cJSON *item, int32_t id) {
     if (!component_flag(item, "normalized", 1))
         return added_put(t->raw, text, n, token);
     Status status = normalizer_run(t->normalizer, text, n, &pattern, &pattern_length);
+    if (status == OK && !pattern_length)
+        status = fail(ERR_UNSUPPORTED, "%s: the normalizer leaves nothing of the added token '%.200s'", what, text);
     if (status == OK && (pattern_length != n || memcmp(pattern, text, n)) &&
         !(t->normal[id] = strndup(pattern, pattern_length)))
         status = fail(ERR_MEMORY, "no memory for added tokens");
@@ -105,7 +107,7 @@ static Status load_added(Tokenizer *t, const cJSON *list, const char *what) {
                 last[id] = item;
                 t->special[id] |= component_flag(item, "special", 0) != 0;
             } else if (last[id] == item) {
-                status = load_added_token(t, item, id);
+                status = load_added_token(t, item, id, what);
             }
         }
     free(last);

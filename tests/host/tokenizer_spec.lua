@@ -18,11 +18,6 @@ end
 
 local function load(spec) return core.load(type(spec) == "string" and spec or json.encode(spec), "t.json") end
 
-local function is_utf8(text)
-  local ids = assert(load(golden.bases.bytes)):encode(text)
-  return #ids == 0 or not assert(load(golden.bases.bytes)):decode(ids):find("\239\191\189", 1, true) or text:find("\239\191\189", 1, true)
-end
-
 describe("a tokenizer, against the reference,", function()
   for _, case in ipairs(golden.cases) do
     it("agrees on " .. case.name, function()
@@ -64,8 +59,10 @@ describe("text that is no UTF-8", function()
   local tokenizer = assert(load(golden.bases.bytes))
   -- what Python's bytes.decode("utf-8", "replace") makes of it
   for bytes, text in pairs {
-    ["a\255b"] = "a\239\191\189b", ["\240\159\152"] = "\239\191\189", ["\240\159x"] = "\239\191\189x", ["\237\160\128"] = ("\239\191\189"):rep(3),
-    ["\192\128"] = ("\239\191\189"):rep(2), ["\244\144\128\128"] = ("\239\191\189"):rep(4), ["\226\130\226\130\172"] = "\239\191\189\226\130\172",
+    ["a\255b"] = "a\239\191\189b", ["\240\159\152"] = "\239\191\189", ["\240\159x"] = "\239\191\189x",
+    ["\237\160\128"] = ("\239\191\189"):rep(3),
+    ["\192\128"] = ("\239\191\189"):rep(2), ["\244\144\128\128"] = ("\239\191\189"):rep(4),
+    ["\226\130\226\130\172"] = "\239\191\189\226\130\172",
   } do
     it(("counts as U+FFFD for each part that begins no character: %q"):format(bytes), function()
       assert.are.equal(tokenizer:encode(text):concat " ", tokenizer:encode(bytes):concat " ")
@@ -81,11 +78,12 @@ describe("a stream of tokens", function()
   it("never splits a character, and ends an incomplete one with U+FFFD", function()
     local tokenizer = assert(load(golden.bases.bytes))
     local stream = tokenizer:stream()
-    local text = "é漢👨\204\129x"
+    local pieces, text = {}, "é漢👨\204\129x"
     for _, id in ipairs(tokenizer:encode(text):totable()) do
       local piece = stream:push(id)
-      assert.is_true(is_utf8(piece), piece)
+      if piece ~= "" then pieces[#pieces + 1] = piece end
     end
+    assert.are.same({ "é", "漢", "👨", "\204\129", "x" }, pieces)
     assert.are.equal("", stream:finish())
     local cut = tokenizer:encode("👨"):totable()
     for i = 1, #cut - 1 do assert.are.equal("", stream:push(cut[i])) end
@@ -156,16 +154,22 @@ describe("a file that cannot be used", function()
     refused("unsupported", "continuing_subword_prefix '##'", model { continuing_subword_prefix = "##" })
     refused("unsupported", "end_of_word_suffix '</w>'", model { end_of_word_suffix = "</w>" })
     refused("unsupported", "novelty", model { novelty = true })
-    refused("unsupported", "Sideways", with(byte_base, { pre_tokenizer = { type = "Split", pattern = { Regex = "a" }, behavior = "Sideways" } }))
+    refused("unsupported", "Sideways", with(byte_base,
+      { pre_tokenizer = { type = "Split", pattern = { Regex = "a" }, behavior = "Sideways" } }))
+    refused("unsupported", "leaves nothing of the added token '  '", with(byte_base,
+      { normalizer = { type = "Strip" }, added_tokens = json.array { { id = 0, content = "  ", normalized = true } } }))
   end)
 
   it("is refused when its pattern is none, or means what PCRE2 cannot say", function()
     for pattern, part in pairs {
-      ["(a"] = "missing closing parenthesis", ["[a-z&&[^b]]"] = "'&&'", ["[a[bc]]"] = "'['", ["(?s:.)"] = "'(?s'", ["[\\W]"] = "'\\W'",
-      ["a{2}?"] = "'{2}?'", ["a{1,2}+"] = "'{1,2}+'", ["x(?i)a|b"] = "'(?i)'", ["(?~a)"] = "'(?~'", ["(*FAIL)"] = "'(*F'", ["\\X"] = "'\\X'",
+      ["(a"] = "missing closing parenthesis", ["[a-z&&[^b]]"] = "'&&'", ["[a[bc]]"] = "'['", ["(?s:.)"] = "'(?s'",
+      ["[\\W]"] = "'\\W'",
+      ["a{2}?"] = "'{2}?'", ["a{1,2}+"] = "'{1,2}+'", ["x(?i)a|b"] = "'(?i)'", ["(?~a)"] = "'(?~'", ["(*FAIL)"] = "'(*F'",
+      ["\\X"] = "'\\X'",
       ["\\p{Nonsense}"] = "'\\p{Nonsense}'", ["(?i:ss)"] = "'ss'", ["\\Qa\\E"] = "'\\Q'",
     } do
-      refused("unsupported", part, with(byte_base, { pre_tokenizer = { type = "Split", pattern = { Regex = pattern }, behavior = "Isolated" } }))
+      refused("unsupported", part, with(byte_base,
+        { pre_tokenizer = { type = "Split", pattern = { Regex = pattern }, behavior = "Isolated" } }))
     end
   end)
 end)
@@ -202,7 +206,8 @@ describe("the time to encode", function()
     assert.is_true(ratio < 24, ("8 times the text took %.1f times the time"):format(ratio))
   end
 
-  local units = { letters = "a", words = "theand", digits = "12", spaces = " ", newlines = "\r\n", punctuation = "-.", CJK = "漢字", marks = "\204\129\204\163",
+  local units = { letters = "a", words = "theand", digits = "12", spaces = " ", newlines = "\r\n", punctuation = "-.", CJK = "漢字",
+    marks = "\204\129\204\163",
     ["byte tokens"] = "👨", ["added tokens"] = "<s>  ", ["no UTF-8"] = "\240\159" }
   local level = { type = "ByteLevel", add_prefix_space = false, use_regex = false }
   local tokens = json.array { { id = 0, content = "<s>", rstrip = true, lstrip = true }, { id = 0, content = "  ", rstrip = true } }
