@@ -118,10 +118,12 @@ const AddedToken *added_next(const AddedSet *s, const char *text, size_t n, int 
         if (t->lstrip)
             while (first > covered && class_before(text, first) & CHAR_SPACE)
                 first = (size_t)(utf8_back(text + first) - text);
+        if (t->rstrip && last < covered) /* white space that the one before took: not looked at again and again */
+            last = covered;
         if (t->rstrip)
             while (class_after(text, n, last) & CHAR_SPACE)
                 last += (size_t)utf8_length(text[last]);
-        *start = first > covered ? first : covered;
+        *start = t->lstrip && first < covered ? covered : first;
         *end = last;
         return t;
     }

@@ -1,5 +1,5 @@
 /* A word is cut where no merge can ever join its symbols, each part's answer is remembered if it is short, and a part that
- * is not remembered is merged: by looking for the lowest rank in a short array, or with a heap over a linked list. */
+ * is not remembered is merged. */
 #include "bpe.h"
 
 #include <stdio.h>
@@ -8,11 +8,11 @@
 #include <xxhash.h>
 
 #include "json.h"
-#include "merges.h"
+#include "merging.h"
 #include "unicode.h"
 #include "utf8.h"
 
-enum { SHORT_PART = 48, CACHE_SLOTS = 1 << 16, CACHE_BYTES = 26, CACHE_IDS = 9 };
+enum { CACHE_SLOTS = 1 << 16, CACHE_BYTES = 26, CACHE_IDS = 9 };
 
 /* One remembered word: a cache line. */
 typedef struct Remembered {
@@ -20,11 +20,6 @@ typedef struct Remembered {
     uint8_t length, count; /* length 0: empty */
     char bytes[CACHE_BYTES];
 } Remembered;
-
-typedef struct Node {
-    int32_t symbol, previous, next; /* -1 at the ends */
-    int32_t rank;                   /* of the pair with the next; NO_RANK if they do not merge, or the node is gone */
-} Node;
 
 struct Bpe {
     const Vocab *vocab;
@@ -37,9 +32,7 @@ struct Bpe {
     int32_t fallback[256];     /* tokens <0x00>..<0xFF>; all -1 without byte_fallback */
     int32_t *pages[(CHAR_COUNT >> 8)]; /* characters' symbols by (c >> 8), (c & 255) */
     Ids symbols;               /* scratch */
-    Node *nodes;
-    uint64_t *heap;
-    size_t node_capacity;
+    Merging merging;
     Bytes spelt;
 };
 
@@ -190,118 +183,6 @@ static Status read_symbols(Bpe *b, const char *p, size_t n) {
     return status == OK && waiting ? ids_push(&b->symbols, b->unk) : status;
 }
 
-/* --- merging ------------------------------------------------------------------------------------------------------ */
-
-static size_t merge_short(const Merges *merges, int32_t *symbol, size_t n) {
-    int32_t rank[SHORT_PART];
-    for (size_t i = 0; i + 1 < n; i++)
-        rank[i] = merges_rank(merges, symbol[i], symbol[i + 1]);
-    while (n > 1) {
-        size_t best = 0;
-        for (size_t i = 1; i + 1 < n; i++)
-            if (rank[i] < rank[best])
-                best = i;
-        if (rank[best] == NO_RANK)
-            break;
-        symbol[best] = merges_result(merges, rank[best]);
-        memmove(symbol + best + 1, symbol + best + 2, (n - best - 2) * sizeof *symbol);
-        n--;
-        memmove(rank + best, rank + best + 1, (n - best) * sizeof *rank);
-        if (best > 0)
-            rank[best - 1] = merges_rank(merges, symbol[best - 1], symbol[best]);
-        if (best + 1 < n)
-            rank[best] = merges_rank(merges, symbol[best], symbol[best + 1]);
-    }
-    return n;
-}
-
-/* The heap holds rank << 32 | position, smallest first; an entry whose rank is not its node's any more is stale. */
-static void sink(uint64_t *heap, size_t n, size_t i) {
-    uint64_t moving = heap[i];
-    for (size_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && heap[child + 1] < heap[child])
-            child++;
-        if (heap[child] >= moving)
-            break;
-        heap[i] = heap[child];
-    }
-    heap[i] = moving;
-}
-
-static void rise(uint64_t *heap, size_t i) {
-    uint64_t moving = heap[i];
-    for (; i > 0 && heap[(i - 1) / 2] > moving; i = (i - 1) / 2)
-        heap[i] = heap[(i - 1) / 2];
-    heap[i] = moving;
-}
-
-static Status reserve_nodes(Bpe *b, size_t n) {
-    if (n > INT32_MAX / 2)
-        return fail(ERR_UNSUPPORTED, "a word of more than %d symbols", INT32_MAX / 2);
-    if (n <= b->node_capacity)
-        return OK;
-    free(b->nodes);
-    free(b->heap);
-    b->node_capacity = 0;
-    b->nodes = malloc(n * sizeof *b->nodes);
-    b->heap = malloc(2 * n * sizeof *b->heap); /* n pairs; each of n - 1 merges takes one and adds at most two */
-    if (!b->nodes || !b->heap)
-        return fail(ERR_MEMORY, "no memory for a word of %zu symbols", n);
-    b->node_capacity = n;
-    return OK;
-}
-
-static Status merge_long(Bpe *b) {
-    int32_t *symbol = b->symbols.data;
-    size_t n = b->symbols.count, pairs = 0;
-    Status status = reserve_nodes(b, n);
-    if (status != OK)
-        return status;
-    Node *node = b->nodes;
-    uint64_t *heap = b->heap;
-    for (size_t i = 0; i < n; i++) {
-        int last = i + 1 == n;
-        int32_t rank = last ? NO_RANK : merges_rank(b->merges, symbol[i], symbol[i + 1]);
-        node[i] = (Node){symbol[i], (int32_t)i - 1, last ? -1 : (int32_t)i + 1, rank};
-        if (rank != NO_RANK)
-            heap[pairs++] = (uint64_t)rank << 32 | i;
-    }
-    for (size_t i = pairs / 2; i-- > 0;)
-        sink(heap, pairs, i);
-    while (pairs > 0) {
-        uint64_t top = heap[0];
-        heap[0] = heap[--pairs];
-        if (pairs)
-            sink(heap, pairs, 0);
-        int32_t rank = (int32_t)(top >> 32), at = (int32_t)(top & UINT32_MAX), gone = node[at].next;
-        if (node[at].rank != rank)
-            continue;
-        node[at].symbol = merges_result(b->merges, rank);
-        node[at].next = node[gone].next;
-        node[gone].rank = NO_RANK;
-        node[gone].symbol = -1;
-        if (node[at].next >= 0)
-            node[node[at].next].previous = at;
-        for (int32_t left = at, k = 0; k < 2; left = node[at].previous, k++) { /* the new pairs to the right and left */
-            if (left < 0 || node[left].next < 0) {
-                if (left >= 0)
-                    node[left].rank = NO_RANK;
-                continue;
-            }
-            node[left].rank = merges_rank(b->merges, node[left].symbol, node[node[left].next].symbol);
-            if (node[left].rank != NO_RANK) {
-                heap[pairs] = (uint64_t)node[left].rank << 32 | (uint32_t)left;
-                rise(heap, pairs++);
-            }
-        }
-    }
-    size_t kept = 0;
-    for (int32_t i = 0; i >= 0; i = node[i].next)
-        symbol[kept++] = node[i].symbol;
-    b->symbols.count = kept;
-    return OK;
-}
-
 /* --- words -------------------------------------------------------------------------------------------------------- */
 
 /* The id of a whole word that is a token itself; -1 if it is none. */
@@ -344,10 +225,8 @@ static Status encode_part(Bpe *b, const char *p, size_t n, int whole, Ids *out) 
         status = ids_push(&b->symbols, id);
     } else {
         status = read_symbols(b, p, n);
-        if (status == OK && b->symbols.count <= SHORT_PART)
-            b->symbols.count = merge_short(b->merges, b->symbols.data, b->symbols.count);
-        else if (status == OK)
-            status = merge_long(b);
+        if (status == OK)
+            status = merging_run(&b->merging, b->merges, &b->symbols);
     }
     if (status == OK && slot && b->symbols.count <= CACHE_IDS) {
         memcpy(slot->bytes, p, n);
@@ -372,7 +251,7 @@ Status bpe_encode(Bpe *b, const char *word, size_t n, Ids *out) {
     int32_t left = -1; /* the symbol before p; -1 where nothing may be cut: at the start, and while an unknown one waits */
     for (const char *p = word; p < end;) {
         Character c = character_at(b, p);
-        int32_t first = c.symbol, last = c.symbol;
+        int32_t first = c.symbol, last = first;
         if (c.symbol < 0) {
             char spelt[4];
             int length = spelling(b, p, c.length, spelt);
@@ -400,8 +279,7 @@ void bpe_free(Bpe *b) {
         free(b->pages[i]);
     merges_free(b->merges);
     free(b->cache);
-    free(b->nodes);
-    free(b->heap);
+    merging_free(&b->merging);
     ids_free(&b->symbols);
     bytes_free(&b->spelt);
     free(b);

@@ -14,7 +14,7 @@ typedef struct Bpe Bpe;
  * `what` names the file. @out : freed with bpe_free(). Not to be used by two threads at once. */
 Status bpe_load(const cJSON *model, const Vocab *vocab, int bytes, const char *what, Bpe **out);
 
-/* bpe_encode() : appends the ids of one word of n >= 1 bytes, in O(n log n). */
+/* bpe_encode() : appends the ids of one word of n >= 1 bytes. */
 Status bpe_encode(Bpe *b, const char *word, size_t n, Ids *out);
 
 void bpe_free(Bpe *b);

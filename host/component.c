@@ -1,6 +1,7 @@
 #include "component.h"
 
 #include "json.h"
+#include "utf8.h"
 
 Status component_type(const cJSON *part, const char *kind, const char *what, const char **type) {
     const cJSON *item = json_get(part, "type");
@@ -50,15 +51,33 @@ Status pattern_load(const cJSON *item, const char *what, Pattern *out) {
     return out->literal ? OK : fail(ERR_MEMORY, "no memory for a pattern");
 }
 
-Status pattern_find(const Pattern *p, const char *text, size_t n, size_t from, int *found, size_t *start, size_t *end) {
+static Status find(const Pattern *p, const char *text, size_t n, size_t from, int *found, size_t *start, size_t *end) {
     if (p->regex)
         return regex_find(p->regex, text, n, from, found, start, end);
-    const char *at = from <= n && p->length ? memmem(text + from, n - from, p->literal, p->length) : NULL;
+    const char *at = p->length ? memmem(text + from, n - from, p->literal, p->length) : NULL;
     *found = at != NULL;
     if (at) {
         *start = (size_t)(at - text);
         *end = *start + p->length;
     }
+    return OK;
+}
+
+Status pattern_next(const Pattern *p, const char *text, size_t n, Match *m, int *found) {
+    *found = 0;
+    while (m->from <= n) {
+        size_t start = 0, end = 0;
+        Status status = find(p, text, n, m->from, found, &start, &end);
+        if (status != OK || !*found)
+            return status;
+        int follows = start == end && m->any && m->end == end;
+        m->from = !follows ? end : m->from < n ? m->from + (size_t)utf8_length(text[m->from]) : n + 1;
+        if (follows)
+            continue;
+        m->start = start, m->end = end, m->any = 1;
+        return OK;
+    }
+    *found = 0;
     return OK;
 }
 

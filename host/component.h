@@ -26,8 +26,16 @@ typedef struct Pattern {
     Regex *regex;
 } Pattern;
 Status pattern_load(const cJSON *item, const char *what, Pattern *out);
-/* pattern_find() : as regex_find(). */
-Status pattern_find(const Pattern *p, const char *text, size_t n, size_t from, int *found, size_t *start, size_t *end);
+
+/* Match: one after the other. A zeroed one stands before the first. */
+typedef struct Match {
+    size_t start, end;
+    size_t from; /* where the search goes on */
+    int any;
+} Match;
+/* pattern_next() : the next match in valid UTF-8 text, or *found = 0. An empty one right behind another does not count.
+ * ERR_UNSUPPORTED if the pattern backtracks beyond its limit. */
+Status pattern_next(const Pattern *p, const char *text, size_t n, Match *match, int *found);
 void pattern_free(Pattern *p);
 
 #endif

@@ -219,22 +219,18 @@ static Status strip_put(Decoding *g, int at, const Stage *s, const char *p, size
 /* Gives what no later piece of the token can change: with `all` everything. A regular expression may look anywhere. */
 static Status replace(Decoding *g, int at, const Stage *s, int all) {
     Bytes *text = &g->states[at].text;
-    size_t done = 0, from = 0, n = text->length;
+    size_t done = 0, n = text->length;
+    int found;
+    Match m = {0};
     Status status = OK;
     if (s->pattern.regex && !all)
         return OK;
-    while (from <= n && status == OK) {
-        int found;
-        size_t first, last;
-        status = pattern_find(&s->pattern, text->data ? text->data : "", n, from, &found, &first, &last);
-        if (status != OK || !found)
-            break;
-        if (first > done)
-            status = put(g, at + 1, text->data + done, first - done);
+    while (status == OK && (status = pattern_next(&s->pattern, text->data ? text->data : "", n, &m, &found)) == OK && found) {
+        if (m.start > done)
+            status = put(g, at + 1, text->data + done, m.start - done);
         if (status == OK && *s->content)
             status = put(g, at + 1, s->content, strlen(s->content));
-        done = last;
-        from = last > first ? last : last < n ? last + (size_t)utf8_length(text->data[last]) : n + 1;
+        done = m.end;
     }
     size_t keep = all ? 0 : s->pattern.length - 1, stop = n - done > keep ? n - keep : done;
     while (stop > done && stop < n && ((unsigned char)text->data[stop] & 0xC0) == 0x80)

@@ -79,8 +79,10 @@ Status merges_load(const cJSON *list, const Vocab *vocab, int32_t unk, const cha
     m->joins_shift = 64 - joins_bits;
     m->pairs = malloc(((size_t)1 << bits) * sizeof *m->pairs);
     m->result = malloc((count + 1) * sizeof *m->result);
+    m->left = malloc((count + 1) * sizeof *m->left);
+    m->right = malloc((count + 1) * sizeof *m->right);
     m->joins = calloc(words, sizeof *m->joins);
-    if (!m->pairs || !m->result || !m->joins) {
+    if (!m->pairs || !m->left || !m->right || !m->result || !m->joins) {
         status = fail(ERR_MEMORY, "no memory for merges");
         goto done;
     }
@@ -103,7 +105,9 @@ Status merges_load(const cJSON *list, const Vocab *vocab, int32_t unk, const cha
             (status = token_id(vocab, joined.data ? joined.data : "", joined.length, what, &result)) != OK)
             goto done;
         put(m, left, right, rank);
+        m->left[rank] = left, m->right[rank] = right;
         m->result[rank++] = result;
+        m->count = rank;
         int special = left == unk || right == unk || !s.length[0] || !s.length[1] || strstr(s.text[0], "<0x") != NULL ||
                       strstr(s.text[1], "<0x") != NULL;
         mark(m, vocab, &s, words, special);
@@ -121,6 +125,8 @@ void merges_free(Merges *m) {
     if (!m)
         return;
     free(m->pairs);
+    free(m->left);
+    free(m->right);
     free(m->result);
     free(m->joins);
     free(m);

@@ -18,7 +18,8 @@ typedef struct Merges {
     Pair *pairs; /* hash table */
     int shift;   /* 64 - log2(slots) */
     uint64_t slot_mask;
-    int32_t *result; /* by rank: the merged token */
+    int32_t *left, *right, *result; /* by rank: the two sides and the merged token */
+    int32_t count;                  /* ranks are below */
     uint64_t *joins; /* bits: a hash of (last character of a left side, first character of a right side) */
     int joins_shift;
 } Merges;

@@ -219,19 +219,17 @@ static Status bert(const Step *s, const char *text, size_t n, Bytes *out, Bytes 
 }
 
 static Status replace(const Step *s, const char *text, size_t n, Bytes *out) {
-    size_t done = 0, from = 0, width = strlen(s->content);
-    Status status = OK;
-    while (from <= n && status == OK) {
-        int found;
-        size_t start, end;
-        status = pattern_find(&s->pattern, text, n, from, &found, &start, &end);
-        if (status != OK || !found)
-            break;
-        status = bytes_append(out, text + done, start - done);
+    size_t done = 0, width = strlen(s->content);
+    int found;
+    Match m = {0};
+    Status status;
+    while ((status = pattern_next(&s->pattern, text, n, &m, &found)) == OK && found) {
+        status = bytes_append(out, text + done, m.start - done);
         if (status == OK)
             status = bytes_append(out, s->content, width);
-        done = end;
-        from = end > start ? end : end < n ? end + (size_t)utf8_length(text[end]) : n + 1;
+        if (status != OK)
+            return status;
+        done = m.end;
     }
     return status == OK ? bytes_append(out, text + done, n - done) : status;
 }

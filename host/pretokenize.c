@@ -210,23 +210,19 @@ static Status cut(Cutter *c, size_t start, size_t end, int delimiter) {
 static Status cut_end(const Cutter *c) { return c->waits ? give(c, c->start, c->end) : OK; }
 
 static Status cut_pattern(Cutter *c, const Pattern *pattern, int invert, size_t n) {
-    size_t done = 0, from = 0;
-    while (from <= n) {
-        int found;
-        size_t start, end;
-        Status status = pattern_find(pattern, c->text, n, from, &found, &start, &end);
-        if (status != OK)
+    size_t done = 0;
+    int found;
+    Match m = {0};
+    Status status;
+    while ((status = pattern_next(pattern, c->text, n, &m, &found)) == OK && found) {
+        if (m.start > done && (status = cut(c, done, m.start, invert)) != OK)
             return status;
-        if (!found)
-            break;
-        if (start > done && (status = cut(c, done, start, invert)) != OK)
+        if ((status = cut(c, m.start, m.end, !invert)) != OK)
             return status;
-        if ((status = cut(c, start, end, !invert)) != OK)
-            return status;
-        done = end;
-        from = end > start ? end : end < n ? end + (size_t)utf8_length(c->text[end]) : n + 1;
+        done = m.end;
     }
-    Status status = done < n ? cut(c, done, n, invert) : OK;
+    if (status == OK && done < n)
+        status = cut(c, done, n, invert);
     return status == OK ? cut_end(c) : status;
 }
 

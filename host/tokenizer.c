@@ -12,6 +12,7 @@
 struct Tokenizer {
     Vocab vocab;           /* the model's tokens and the added ones */
     uint8_t *special;      /* by id */
+    char **normal;         /* by id: an added token as the normalizer leaves it, which is what it decodes to; NULL: as it is */
     AddedSet *raw, *after; /* added tokens found in the text as it is, and in the normalized text */
     Normalizer *normalizer;
     PreTokenizer *pretokenizer;
@@ -49,54 +50,68 @@ static Status load_vocab(Tokenizer *t, const cJSON *model, const char *what) {
     return status;
 }
 
-static Status load_added_token(Tokenizer *t, const cJSON *item, const char *what) {
-    const char *text = component_text(item, "content", NULL), *pattern;
+/* The file's id serves for nothing: like the reference, a token that the vocabulary lacks takes the next id after it. */
+static Status number_added(Tokenizer *t, const cJSON *item, const char *what, int32_t *next) {
+    const char *text = component_text(item, "content", NULL);
     int64_t id;
     if (!text || !json_integer(json_get(item, "id"), &id))
         return fail(ERR_FORMAT, "%s: an added token without content and id", what);
-    size_t n = strlen(text), pattern_length;
-    if (n == 0)
-        return OK;
+    size_t n = strlen(text);
     Status status = component_keys(item, "id content single_word lstrip rstrip normalized special", what);
-    int32_t known = vocab_find(&t->vocab, text, n);
-    if (known >= 0)
-        id = known;
-    else if (status == OK)
-        status = vocab_add(&t->vocab, text, n, id, what);
-    if (status != OK)
+    if (status != OK || n == 0 || vocab_find(&t->vocab, text, n) >= 0)
         return status;
-    AddedToken token = {.id = (int32_t)id,
-                        .special = component_flag(item, "special", 0) != 0,
+    return vocab_add(&t->vocab, text, n, (*next)++, what);
+}
+
+static Status load_added_token(Tokenizer *t, const cJSON *item, int32_t id, const char *what) {
+    const char *text = component_text(item, "content", ""), *pattern;
+    size_t n = strlen(text), pattern_length;
+    AddedToken token = {.id = id,
+                        .special = t->special[id] != 0,
                         .lstrip = component_flag(item, "lstrip", 0) != 0,
                         .rstrip = component_flag(item, "rstrip", 0) != 0,
-                        .single_word = component_flag(item, "single_word", 0) != 0,
-                        .normalized = component_flag(item, "normalized", 1) != 0};
-    if (!token.normalized)
+                        .single_word = component_flag(item, "single_word", 0) != 0};
+    if (!component_flag(item, "normalized", 1))
         return added_put(t->raw, text, n, token);
-    status = normalizer_run(t->normalizer, text, n, &pattern, &pattern_length);
+    Status status = normalizer_run(t->normalizer, text, n, &pattern, &pattern_length);
+    if (status == OK && !pattern_length)
+        status = fail(ERR_UNSUPPORTED, "%s: the normalizer leaves nothing of the added token '%.200s'", what, text);
+    if (status == OK && (pattern_length != n || memcmp(pattern, text, n)) &&
+        !(t->normal[id] = strndup(pattern, pattern_length)))
+        status = fail(ERR_MEMORY, "no memory for added tokens");
     return status == OK ? added_put(t->after, pattern, pattern_length, token) : status;
 }
 
 static Status load_added(Tokenizer *t, const cJSON *list, const char *what) {
     const cJSON *item;
+    int32_t next = (int32_t)t->vocab.count;
     Status status = added_open(&t->raw);
     if (status == OK)
         status = added_open(&t->after);
     cJSON_ArrayForEach(item, list)
         if (status == OK)
-            status = load_added_token(t, item, what);
-    if (status != OK)
-        return status;
-    t->special = calloc((size_t)t->vocab.limit + 1, 1);
-    if (!t->special)
-        return fail(ERR_MEMORY, "no memory for a tokenizer");
-    cJSON_ArrayForEach(item, list) {
-        const char *text = component_text(item, "content", "");
-        int32_t id = vocab_find(&t->vocab, text, strlen(text));
-        if (id >= 0 && component_flag(item, "special", 0))
-            t->special[id] = 1;
-    }
-    return OK;
+            status = number_added(t, item, what, &next);
+    size_t limit = (size_t)t->vocab.limit + 1;
+    const cJSON **last = calloc(limit, sizeof *last); /* of a token that stands there twice the later one counts */
+    t->special = calloc(limit, 1);
+    t->normal = calloc(limit, sizeof *t->normal);
+    if (status == OK && (!last || !t->special || !t->normal))
+        status = fail(ERR_MEMORY, "no memory for a tokenizer");
+    for (int pass = 0; pass < 2 && status == OK; pass++)
+        cJSON_ArrayForEach(item, list) {
+            const char *text = component_text(item, "content", "");
+            int32_t id = *text ? vocab_find(&t->vocab, text, strlen(text)) : -1;
+            if (id < 0 || status != OK)
+                continue;
+            if (pass == 0) {
+                last[id] = item;
+                t->special[id] |= component_flag(item, "special", 0) != 0;
+            } else if (last[id] == item) {
+                status = load_added_token(t, item, id, what);
+            }
+        }
+    free(last);
+    return status;
 }
 
 static Status prefix_token(Tokenizer *t, const char *text, const char *what) {
@@ -190,8 +205,11 @@ Status tokenizer_load(const char *json, size_t n, const char *what, Tokenizer **
 void tokenizer_free(Tokenizer *t) {
     if (!t)
         return;
+    for (int32_t id = 0; t->normal && id < t->vocab.limit; id++)
+        free(t->normal[id]);
     vocab_free(&t->vocab);
     free(t->special);
+    free(t->normal);
     added_free(t->raw);
     added_free(t->after);
     normalizer_free(t->normalizer);
@@ -225,9 +243,9 @@ static Status split(Encoding *e, const AddedSet *set, const char *text, size_t n
     while (status == OK && !added_empty(set) && (token = added_next(set, text, n, e->special, &from, covered, &start, &end))) {
         if (start > covered)
             status = between(e, text + covered, start - covered, at_start && covered == 0);
-        if (status == OK)
+        if (status == OK && start < end)
             status = ids_push(e->out, token->id);
-        covered = end;
+        covered = start < end ? end : covered;
     }
     return status == OK && n > covered ? between(e, text + covered, n - covered, at_start && covered == 0) : status;
 }
@@ -277,6 +295,8 @@ Status token_stream_push(TokenStream *s, int32_t id, Bytes *out) {
     const char *text = vocab_text(&s->tokenizer->vocab, id, &n);
     if (!text || (s->skip_special && s->tokenizer->special[id]))
         return OK;
+    if (s->tokenizer->normal[id])
+        text = s->tokenizer->normal[id], n = strlen(text);
     return decoding_push(s->decoding, text, n, out);
 }
 
