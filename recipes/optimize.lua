@@ -93,7 +93,8 @@ if s.prediction.median_error then
   cli.print(("\nprediction: median error %.0f %%%s over %d settings"):format(100 * s.prediction.median_error,
     s.prediction.rank_correlation and (", rank correlation %.2f"):format(s.prediction.rank_correlation) or "", s.prediction.trials))
 end
-cli.print(("\nchosen: micro-batch %d, activations %s, %d threads"):format(c.micro_batch, c.gradient_checkpointing and "rebuilt" or "kept",
+local micro = type(c.micro_batch) == "number" and tostring(c.micro_batch) or "as the plan says"
+cli.print(("\nchosen: micro-batch %s, activations %s, threads %d"):format(micro, c.gradient_checkpointing and "rebuilt" or "kept",
   c.threads))
 for _, line in ipairs(s.reasons) do cli.print("  " .. line) end
 cli.print "\nno effect yet:"

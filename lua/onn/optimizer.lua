@@ -97,9 +97,9 @@ end
 local function reasons(result, roof)
   local default, winner, list = result.default, result.winner, {}
   if winner == default then
-    local second = result.ranked[1] == default and result.ranked[2] or result.ranked[1]
-    list[1] = "the default stays: nothing was faster by more than the noise"
-      .. (second and (" (the nearest reached %.0f %% of it)"):format(100 * second.median / default.median) or "")
+    local other = result.ranked[1] ~= default and result.ranked[1] or result.ranked[2]
+    list[1] = other and ("the default stays: nothing was faster by more than the noise (the nearest reached %.0f %% of it)"):format(
+      100 * other.median / default.median) or "the default stays: the budget allowed no other trial"
   else
     list[1] = ("%.2f x the default's speed"):format(winner.median / default.median)
     if winner.threads ~= default.threads then
@@ -146,6 +146,11 @@ local function storage_dtype(analysis)
   return best
 end
 
+-- A micro-batch that was the whole of a shortened update says nothing of larger ones: the plan then chooses, as without a file.
+local function micro_batch_to_keep(self, c, rows)
+  return c.micro_batch == rows and rows < self.opt.batch and json.null or c.micro_batch
+end
+
 -- Measures the machine, times trials within `budget` ("60s" or seconds, everything included) and returns what universal_config.json
 -- holds: {architecture, hardware, config, search}. options: budget, note (hears one line), progress(done, total, candidate).
 -- Raises with one line when the default settings themselves cannot be run.
@@ -180,7 +185,7 @@ function Optimizer:find_optimal_config(options)
     gradient_checkpointing = c.recompute, compute_dtype = self.model.dtype, storage_dtype = storage_dtype(self.analysis),
     active_layers = active, layer_selection_strategy = opt.layers, layer_selection_ratio = #active / self.model.sizes.layers,
     estimated_vram_mb = c.peak / 1e6, estimated_time_per_sample_ms = 1000 * self.row_tokens / c.median,
-    micro_batch = c.micro_batch, seq_len = opt.seq_len, threads = c.threads, rank = opt.rank, tokens_per_s = c.median },
+    micro_batch = micro_batch_to_keep(self, c, rows), seq_len = opt.seq_len, threads = c.threads, rank = opt.rank, tokens_per_s = c.median },
     search = { trials = trials, pareto = front, roofline = roof, reasons = json.array(reasons(result, roof)),
       prediction = result.judgement, default_tokens_per_s = result.default.median, rows_per_trial_update = rows,
       tokens_per_row = self.row_tokens, data = opt.data or json.null, budget_seconds = budget, seconds = system.now() - began,
@@ -202,8 +207,8 @@ local shown = {}
 shown.__tostring = function(b)
   local s = b.scores
   return ("%.0f tokens/s (deviation %.0f), %.2f samples/s, peak %s\nequitable scores: efficiency %.4g, speed %.4g, memory %.4g, "
-    .. "overall %.4g%s"):format(b.tokens_per_s, b.deviation, b.samples_per_s, units.bytes(b.peak), s.efficiency, s.speed, s.memory, s.overall,
-    #s.misleading > 0 and "\nmisleading: " .. table.concat(s.misleading, "; ") or "")
+    .. "overall %.4g%s"):format(b.tokens_per_s, b.deviation, b.samples_per_s, units.bytes(b.peak), s.efficiency, s.speed, s.memory,
+    s.overall, #s.misleading > 0 and "\nmisleading: " .. table.concat(s.misleading, "; ") or "")
 end
 
 -- Times the found settings once more (finding some first if need be): {tokens_per_s, deviation, samples_per_s, loss, peak,

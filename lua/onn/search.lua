@@ -115,8 +115,8 @@ local function candidates(s)
   list[1].default = true
   local turn = {} -- each kind of change is looked at before a second of any kind
   for i, c in ipairs(list) do
-    local kind = c.changes ~= 1 and "other" or c.micro_batch ~= default.micro_batch and "micro" or c.threads ~= default.threads and "threads"
-      or "recompute"
+    local kind = c.changes ~= 1 and "other" or c.micro_batch ~= default.micro_batch and "micro_batch"
+      or c.threads ~= default.threads and "threads" or "recompute"
     turn[kind] = (turn[kind] or 0) + 1
     c.turn = c.changes * 1e6 + (c.changes == 1 and turn[kind] or 0) * 1e3 + i
   end
