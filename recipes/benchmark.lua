@@ -46,6 +46,17 @@ if path then settings.apply(opt, path, { threads = true, dtype = true }) end
 local machine = runtime.apply(opt)
 opt.budget = machine.budget
 
+-- Measures, and says so when other programs took the processors meanwhile: speeds are then theirs too.
+local function watched(rows, f)
+  local before = profile.processors_left()
+  f()
+  local share = math.min(before, profile.processors_left())
+  for _, row in ipairs(rows) do row.processors_left = share end
+  if share < profile.quiet_share then
+    cli.note("busy      other programs ran meanwhile, %.0f %% of the processors were left: the figures are low", 100 * share)
+  end
+end
+
 local function show(rows, columns)
   if opt.json or opt.output == "json" then return cli.json(json.array(rows)) end
   io.stdout:write(opt.output == "csv" and benchmark.csv(rows, columns) or benchmark.markdown(rows, columns), "\n")
@@ -61,7 +72,7 @@ if seed then
   local flops, samples = seed_workload.flops_per_sample(count), 0
   for _, batch in ipairs(batches) do samples = samples + batch end
   cli.note("workload  %d of phi-4's 40 layers, linear layers alone, %d tokens a sample, f32 arithmetic, weights %s in bf16: "
-    .. "%sFLOP a sample", count, seed_workload.tokens_per_sample, units.bytes(need), units.count(flops))
+    .. "%s a sample", count, seed_workload.tokens_per_sample, units.bytes(need), units.operations(flops))
   if opt.dry_run then
     if opt.json then cli.json { layers = count, weight_bytes = need, gflop_per_sample = flops / 1e9, samples = samples } end
     os.exit(0)
@@ -76,11 +87,13 @@ if seed then
   local model = seed_workload.open(count, opt.seed)
   local rows = {}
   local bar = progress.new { total = #batches, label = "benchmark", unit = "rows", quiet = opt.quiet }
-  for i, batch in ipairs(batches) do
-    rows[i] = { workload = "seed", layers = count, batch = batch, device = "cpu", threads = machine.threads }
-    benchmark.seed(rows[i], model, p, opt)
-    bar:update(i, ("batch %d: %.0f ms a sample"):format(batch, rows[i].ms_per_sample))
-  end
+  watched(rows, function()
+    for i, batch in ipairs(batches) do
+      rows[i] = { workload = "seed", layers = count, batch = batch, device = "cpu", threads = machine.threads }
+      benchmark.seed(rows[i], model, p, opt)
+      bar:update(i, ("batch %d: %.0f ms a sample"):format(batch, rows[i].ms_per_sample))
+    end
+  end)
   bar:finish()
   model:close()
   local whole = seed_workload.true_model()
@@ -92,8 +105,8 @@ if seed then
     "gflops", "limit_share", "peak_bytes", "true_model_ms_per_sample_at_this_rate" })
   cli.note("original  %s, 8 layers, peak %s; its link moved 3.0 GB/s; here nothing is streamed", seed_workload.original.device,
     units.bytes(seed_workload.original.peak))
-  cli.note("true model  all 40 layers forward, attention, head and loss, gradients back to layer 0: %s parameters, %sFLOP a sample, "
-    .. "%.1f x this workload; its weights take %s in bf16", units.count(whole.parameters), units.count(whole.flops_per_sample),
+  cli.note("true model  all 40 layers forward, attention, head and loss, gradients back to layer 0: %s parameters, %s a "
+    .. "sample, %.1f x this workload; its weights take %s in bf16", units.count(whole.parameters), units.operations(whole.flops_per_sample),
     whole.flops_per_sample / flops, units.bytes(whole.bytes))
   os.exit(0)
 end
@@ -107,7 +120,9 @@ opt.layers = chosen
 for _, key in ipairs { "seq_len", "prompt_tokens", "new_tokens" } do
   local most, list = model.sizes.positions, {}
   for i, count in ipairs(opt[key]) do
-    if count > most and opt._given[key] then cli.fail(("--%s %d: the model has %d positions"):format(key:gsub("_", "-"), count, most), 2) end
+    if count > most and opt._given[key] then
+      cli.fail(("--%s %d: the model has %d positions"):format(key:gsub("_", "-"), count, most), 2)
+    end
     list[i] = math.min(count, most)
   end
   opt[key] = list
@@ -141,29 +156,28 @@ end
 
 cli.check(model:load())
 local bar = progress.new { total = #rows, label = "benchmark", unit = "rows", quiet = opt.quiet }
-local measured = {} -- what does not depend on a choice is measured once
-local function take(row, key, keys, measure)
-  local had = {}
-  for k in pairs(row) do had[k] = true end
+local measured = {} -- prompts and decoding do not depend on how training is done: measured once
+local function infer(row)
+  local key = ("%d/%d"):format(row.prompt_tokens, row.new_tokens)
   if not measured[key] then
-    measure(row, model, p, opt)
-    measured[key] = row
+    measured[key] = { prompt_tokens = row.prompt_tokens, new_tokens = row.new_tokens }
+    benchmark.inference(measured[key], model, p, opt)
   end
-  for k, v in pairs(measured[key]) do if not had[k] and k:find(keys) then row[k] = v end end
+  for k, v in pairs(measured[key]) do row[k] = v end
 end
-for i, row in ipairs(rows) do
-  if row.prompt_tokens then
-    take(row, ("%d/%d"):format(row.prompt_tokens, row.new_tokens), "^[pd][re][ec]", benchmark.inference)
+watched(rows, function()
+  for i, row in ipairs(rows) do
+    if row.prompt_tokens then infer(row) end
+    if row.batch then benchmark.training(row, model, p, opt) end
+    bar:update(i, row.train_tokens_per_s and ("%.0f tokens/s"):format(row.train_tokens_per_s) or row.outcome or "")
   end
-  if row.batch then benchmark.training(row, model, p, opt) end
-  bar:update(i, row.train_tokens_per_s and ("%.0f tokens/s"):format(row.train_tokens_per_s) or row.outcome or "")
-end
+end)
 bar:finish()
 model:close()
 local columns = {}
 if opt.only ~= "generate" then
-  for _, key in ipairs { "batch", "chunk", "seq_len", "micro_batch", "recompute", "train_tokens_per_s", "train_deviation", "mfu",
-    "train_limit_share", "peak_bytes", "loss", "score_efficiency", "score_speed", "score_memory", "score_overall", "outcome" } do columns[#columns + 1] = key end
+  columns = { "batch", "chunk", "seq_len", "micro_batch", "recompute", "train_tokens_per_s", "train_deviation", "mfu",
+    "train_limit_share", "peak_bytes", "loss", "score_efficiency", "score_speed", "score_memory", "score_overall", "outcome" }
 end
 if opt.only ~= "train" then
   for _, key in ipairs { "prompt_tokens", "prefill_tokens_per_s", "prefill_deviation", "prefill_limit_share", "new_tokens",

@@ -44,7 +44,8 @@ end
 
 -- Puts prompt processing and decoding into a row with prompt_tokens and new_tokens. p: the profile.
 function benchmark.inference(row, model, p, opt)
-  local prefill, decode = measure.inference(model, { prompt_tokens = row.prompt_tokens, new_tokens = row.new_tokens, repeats = opt.repeats })
+  local prefill, decode = measure.inference(model, { prompt_tokens = row.prompt_tokens, new_tokens = row.new_tokens,
+    repeats = opt.repeats })
   local a, b = measure.spread(prefill), measure.spread(decode)
   local prefill_limit, decode_limit = benchmark.inference_limits(model, p, row.prompt_tokens)
   row.prefill_tokens_per_s, row.prefill_deviation, row.prefill_samples = a.mean, a.deviation, json.array(prefill)
