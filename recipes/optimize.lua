@@ -44,7 +44,7 @@ local function attempt(f, ...)
   local ok, result = pcall(f, ...)
   if not ok then
     if type(result) ~= "string" then error(result, 0) end
-    cli.fail((result:gsub("\nstack traceback.*", "")))
+    cli.fail((result:gsub("\nstack traceback.*", ""):gsub("^%S+%.lua:%d+: ", "")))
   end
   return result
 end

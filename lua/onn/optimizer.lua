@@ -195,7 +195,8 @@ function Optimizer:find_optimal_config(options)
     tokens_per_s = c.median },
     search = { trials = trials, pareto = front, roofline = roof, reasons = json.array(reasons(result, roof)),
       prediction = result.judgement, default_tokens_per_s = result.default.median, rows_per_trial_update = rows,
-      tokens_per_row = self.row_tokens, processors_left = left, data = opt.data or json.null, budget_seconds = budget, seconds = system.now() - began,
+      tokens_per_row = self.row_tokens, processors_left = left, data = opt.data or json.null, budget_seconds = budget,
+      seconds = system.now() - began,
       no_effect = json.array(self.no_effect), scores = equitable(self, c, c.loss) } }
   self.settings = c
   return self.found

@@ -20,7 +20,7 @@ end
 local function cache_path()
   local exe = system.stat "/proc/self/exe"
   local key = ("%d|%s|%d|%.0f|%s|%s|%.0f|%.0f"):format(version, system.cpu_model(), system.cpu_count(), system.total_ram(),
-    system.host_name(), (tensors.backend()), exe and exe.size or 0, exe and exe.mtime or 0)
+    system.host_name(), ((tensors.backend()):gsub("%d+ threads", "")), exe and exe.size or 0, exe and exe.mtime or 0)
   local hash = 0
   for byte in key:gmatch "." do hash = (hash * 31 + byte:byte()) % 2 ^ 32 end
   return ("%s/profile-%08x.json"):format(profile.cache_directory(), hash)

@@ -128,10 +128,12 @@ end
 
 local function remaining(s) return s.deadline - system.now() end
 
--- One visit: up to `steps` counted updates, at most `limit` seconds of them. Returns false when the budget does not allow it.
+-- One visit: up to `steps` counted updates, about `limit` seconds of them, less where the budget ends. Returns false when the budget
+-- does not allow even one.
 local function visit(s, c, steps, limit)
   local step = c.median and s.tokens / c.median or predict(s, c)
   if not c.median then c.predicted = step end
+  if s.reference then limit = math.max(0, math.min(limit, remaining(s) - s.overhead)) end
   local expected = s.overhead + math.min((steps + 1) * step, math.max(limit, step))
   if s.reference and expected > remaining(s) then return false end
   local patience = 3 * expected + 1
