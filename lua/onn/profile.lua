@@ -72,7 +72,7 @@ local order = { "products", "threads", "memory", "disk" }
 
 local quiet_share = 0.8 -- below this share of the processors a measurement is repeated at a later occasion
 profile.quiet_share = quiet_share
-local patience = 30     -- but not within so many seconds
+local patience = 600    -- but not within so many seconds
 
 -- The profile of this machine: what the cache lacks is measured now. opt: all (every section; else products only), fresh
 -- (measure again), quiet (of progress, which hears note(name)), note.
