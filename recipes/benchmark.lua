@@ -47,7 +47,7 @@ local machine = runtime.apply(opt)
 opt.budget = machine.budget
 
 -- Measures, and says so when other programs took the processors meanwhile: speeds are then theirs too.
-local function watched(rows, f)
+local function watched(p, rows, f)
   local before = profile.processors_left()
   f()
   local share = math.min(before, profile.processors_left())
@@ -55,6 +55,8 @@ local function watched(rows, f)
   if share < profile.quiet_share then
     cli.note("busy      other programs ran meanwhile, %.0f %% of the processors were left: the figures are low", 100 * share)
   end
+  local doubt = profile.doubt(p)
+  if doubt then cli.note("busy      %s", doubt) end
 end
 
 local function show(rows, columns)
@@ -87,7 +89,7 @@ if seed then
   local model = seed_workload.open(count, opt.seed)
   local rows = {}
   local bar = progress.new { total = #batches, label = "benchmark", unit = "rows", quiet = opt.quiet }
-  watched(rows, function()
+  watched(p, rows, function()
     for i, batch in ipairs(batches) do
       rows[i] = { workload = "seed", layers = count, batch = batch, device = "cpu", threads = machine.threads }
       benchmark.seed(rows[i], model, p, opt)
@@ -165,7 +167,7 @@ local function infer(row)
   end
   for k, v in pairs(measured[key]) do row[k] = v end
 end
-watched(rows, function()
+watched(p, rows, function()
   for i, row in ipairs(rows) do
     if row.prompt_tokens then infer(row) end
     if row.batch then benchmark.training(row, model, p, opt) end

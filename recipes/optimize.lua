@@ -64,7 +64,8 @@ local function show(done, total, c)
   bar.total = total
   bar:update(done, done > 0 and ("%s  %s"):format(page.label(c), c.median and ("%.0f tokens/s"):format(c.median) or c.outcome) or "")
 end
-local function find() return optimizer:find_optimal_config { budget = opt.budget, note = cli.note, progress = show } end
+local function note(text) cli.note("%s", text) end
+local function find() return optimizer:find_optimal_config { budget = opt.budget, note = note, progress = show } end
 local found = attempt(find)
 if bar then bar:finish() end
 local written = attempt(optimizer.save_config, optimizer, found, opt.out)

@@ -73,9 +73,9 @@ function measure.random_updates(model, opt)
   end
 end
 
--- Training updates: tokens, tokens/s, seconds and loss of each, the plan that ran and the peak in bytes. The first is not counted, unless
--- there is no other. opt: batch, seq_len, micro_batch, recompute, rank, layers, full, budget; steps (counted updates), limit (seconds
--- after which no further update begins), updates (a source of updates; default: random tokens). Leaves a LoRA-trained model as it was.
+-- Training updates: tokens, tokens/s, seconds and loss of each, the plan that ran and the peak in bytes. The first is not counted
+-- (memory is touched for the first time in it). opt: batch, seq_len, micro_batch, recompute, rank, layers, full, budget; steps (counted updates), limit (seconds
+-- after which no second counted update begins), updates (a source of updates; default: random tokens). Leaves a LoRA-trained model as it was.
 function measure.training(model, opt)
   local plans = plan.training(model, opt)
   local session = assert(Session.new(model, { rank = opt.rank, layers = opt.layers, full = opt.full, recompute = plans.recompute,
@@ -92,7 +92,7 @@ function measure.training(model, opt)
     local took = system.now() - start
     for _, b in ipairs(micros) do batch.free(b) end
     losses[step + 1], seconds[step + 1], tokens[step + 1], rates[step + 1] = result.loss, took, result.tokens, result.tokens / took
-    if opt.limit and system.now() - began + took > opt.limit then break end
+    if opt.limit and step > 0 and system.now() - began + took > opt.limit then break end
   end
   local peak, first = tensors.memory().peak, seconds[1]
   session:close()

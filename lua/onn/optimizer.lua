@@ -62,12 +62,15 @@ local function tokens_per_row(self)
   return set.tokens / #data.rows(set, { pack = opt.pack, seq_len = opt.seq_len })
 end
 
--- Rows of a trial's update: the batch, or less where one update would take more than a twelfth of the budget.
-local function trial_rows(self, p, budget)
+-- Rows of a trial's update: the batch, or less where one update would take more than a twentieth of the budget, by an update of one row.
+local function trial_rows(self, budget)
   local opt, rows = self.opt, self.opt.batch
-  local each = require("onn.plan").training(self.model, { batch = 1, micro_batch = 1, seq_len = opt.seq_len, rank = opt.rank,
-    layers = self.layers, recompute = "off" }).flops_per_token * self.row_tokens / profile.peak_flops(p, self.model.dtype) * 1.6
-  while rows > 1 and rows * each > budget / 12 do
+  local pilot = trial.run({ model = self.model.path, dtype = self.model.dtype, data = opt.data, pack = opt.pack, batch = 1, micro_batch = 1,
+    seq_len = opt.seq_len, recompute = opt.recompute == "on", threads = opt.threads or system.cpu_count(), rank = opt.rank,
+    layers = opt.layers, seed = opt.seed, memory = self.budget, steps = 1, limit = 0 }, budget / 2)
+  local each = pilot.outcome == "ok" and pilot.seconds[1] / pilot.tokens[1] * self.row_tokens
+    or pilot.outcome == "timeout" and budget or 0 -- what fails otherwise fails again, and is told, in the search
+  while rows > 1 and rows * each > budget / 20 do
     repeat rows = rows - 1 until opt.batch % rows == 0
   end
   return rows
@@ -161,8 +164,9 @@ function Optimizer:find_optimal_config(options)
   local opt, began = self.opt, system.now()
   local note = options.note or function() end
   local p = profile.get { all = true, note = function(name) note("measuring " .. name) end }
+  if profile.doubt(p) then note(profile.doubt(p)) end
   self.row_tokens = tokens_per_row(self)
-  local rows = trial_rows(self, p, budget)
+  local rows = trial_rows(self, budget)
   if rows < opt.batch then
     note(("trials take updates of %d rows instead of %d, so that several fit into %s; training keeps %d"):format(rows, opt.batch,
       units.seconds(budget), opt.batch))

@@ -70,6 +70,20 @@ local sections = {
 }
 local order = { "products", "threads", "memory", "disk" }
 
+local most_kept = 8 -- of other builds and machines with the same home
+
+-- Removes the oldest kept profiles.
+local function prune()
+  local directory, list = profile.cache_directory(), {}
+  for _, name in ipairs(system.list(directory) or {}) do
+    local path = directory .. "/" .. name
+    local stat = name:find "^profile%-%x+%.json$" and system.stat(path)
+    if stat then list[#list + 1] = { path = path, mtime = stat.mtime } end
+  end
+  table.sort(list, function(a, b) return a.mtime > b.mtime end)
+  for i = most_kept + 1, #list do os.remove(list[i].path) end
+end
+
 local quiet_share = 0.8 -- below this share of the processors a measurement is repeated at a later occasion
 profile.quiet_share = quiet_share
 local patience = 600    -- but not within so many seconds
@@ -92,7 +106,7 @@ function profile.get(opt)
       kept.times[name], changed = system.wall(), true
     end
   end
-  if changed and system.mkdir_p(profile.cache_directory()) then system.write_file(path, json.encode(kept) .. "\n") end
+  if changed and system.mkdir_p(profile.cache_directory()) and system.write_file(path, json.encode(kept) .. "\n") then prune() end
   return kept
 end
 
@@ -101,6 +115,14 @@ function profile.least_share(p)
   local least = 1
   for _, share in pairs(p.shares) do least = math.min(least, share) end
   return least
+end
+
+-- A line for people where the limits themselves were measured while other programs ran, or nil.
+function profile.doubt(p)
+  local share = profile.least_share(p)
+  if share >= quiet_share then return nil end
+  return ("this machine's limits were measured while other programs ran (%.0f %% of the processors were left), so shares of them are too "
+    .. "high; `onn profile --fresh` measures again"):format(100 * share)
 end
 
 -- The highest rate of products in `dtype` arithmetic, FLOP/s.

@@ -128,13 +128,13 @@ end
 
 local function remaining(s) return s.deadline - system.now() end
 
--- One visit: up to `steps` counted updates, about `limit` seconds of them, less where the budget ends. Returns false when the budget
--- does not allow even one.
+-- One visit: an update that is not counted and up to `steps` that are, in about `limit` seconds, less where the budget ends. Returns
+-- false when the budget does not allow even one.
 local function visit(s, c, steps, limit)
   local step = c.median and s.tokens / c.median or predict(s, c)
   if not c.median then c.predicted = step end
   if s.reference then limit = math.max(0, math.min(limit, remaining(s) - s.overhead)) end
-  local expected = s.overhead + math.min((steps + 1) * step, math.max(limit, step))
+  local expected = s.overhead + math.max(2 * step, math.min((steps + 1) * step, limit + step))
   if s.reference and expected > remaining(s) then return false end
   local patience = 3 * expected + 1
   local timeout = s.reference and math.min(patience, remaining(s)) or math.max(patience + 10, remaining(s))
@@ -179,13 +179,13 @@ local function usable(list)
   return kept
 end
 
--- Half the distance between quartiles: how far a median can be off.
+-- How far a median can be off: by the quartiles, or a tenth where there are too few figures to tell.
 local function noise(c)
   local sorted = {}
   for i, v in ipairs(c.rates) do sorted[i] = v end
   table.sort(sorted)
   local n = #sorted
-  if n < 3 then return 0.05 * c.median end
+  if n < 3 then return 0.1 * c.median end
   return (sorted[math.ceil(0.75 * n)] - sorted[math.ceil(0.25 * n)]) / 2 / math.sqrt(n / 3)
 end
 

@@ -17,7 +17,11 @@ describe("onn.profile", function()
       profile.memory_rate(made, "read", 200), profile.memory_rate(made, "read", 300), profile.memory_rate(made, "read", 1e9) })
   end)
 
-  it("knows the section that was disturbed most", function() assert.equal(0.4, profile.least_share(made)) end)
+  it("knows the section that was disturbed most, and says so", function()
+    assert.equal(0.4, profile.least_share(made))
+    assert.matches("40 %% of the processors were left", profile.doubt(made))
+    assert.is_nil(profile.doubt { shares = { products = 0.9 } })
+  end)
 
   it("leaves threads and budget as they were, measures what is missing, and keeps it", function()
     local folder = support.scratch()
