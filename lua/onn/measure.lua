@@ -74,8 +74,9 @@ function measure.random_updates(model, opt)
 end
 
 -- Training updates: tokens, tokens/s, seconds and loss of each, the plan that ran and the peak in bytes. The first is not counted
--- (memory is touched for the first time in it). opt: batch, seq_len, micro_batch, recompute, rank, layers, full, budget; steps (counted updates), limit (seconds
--- after which no second counted update begins), updates (a source of updates; default: random tokens). Leaves a LoRA-trained model as it was.
+-- (memory is touched for the first time in it). opt: batch, seq_len, micro_batch, recompute, rank, layers, full, budget; steps (counted
+-- updates), limit (seconds after which no second counted update begins), updates (a source of updates; default: random tokens).
+-- Leaves a LoRA-trained model as it was.
 function measure.training(model, opt)
   local plans = plan.training(model, opt)
   local session = assert(Session.new(model, { rank = opt.rank, layers = opt.layers, full = opt.full, recompute = plans.recompute,

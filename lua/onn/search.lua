@@ -251,7 +251,8 @@ function search.run(s)
   local default, done, total = list[1], 0, 1
   local function tell(c)
     done = done + 1
-    if s.progress then s.progress(done, math.max(total, done), c) end
+    local room = math.ceil(remaining(s) / ((system.now() - began) / done)) -- more trials than that do not fit into the budget
+    if s.progress then s.progress(done, math.max(done, math.min(total, done + math.max(0, room))), c) end
   end
   local whole = s.deadline - began
   if s.progress then s.progress(0, 1, default) end
