@@ -65,7 +65,7 @@ end
 -- The parent's side: runs the trial and waits at most `timeout` seconds. Returns {outcome, message, loss, rates, tokens, seconds, peak, wall}.
 function trial.run(spec, timeout)
   local exe = assert(system.realpath "/proc/self/exe")
-  local code = ("require('onn.trial').main(%q)"):format(json.encode(spec))
+  local code = ("require('onn.%s').main(%q)"):format("trial", json.encode(spec)) -- the child loads this same module
   local began = system.now()
   local child, message = system.spawn({ exe, "-e", code }, { timeout = timeout })
   local wall = system.now() - began
