@@ -68,7 +68,12 @@ local function note(text) cli.note("%s", text) end
 local function find() return optimizer:find_optimal_config { budget = opt.budget, note = note, progress = show } end
 local found = attempt(find)
 if bar then bar:finish() end
-local written = attempt(optimizer.save_config, optimizer, found, opt.out)
+local saved, written = pcall(optimizer.save_config, optimizer, found, opt.out)
+if not saved then
+  if opt.out then cli.fail(written) end
+  cli.note("%s; the current directory takes it", written)
+  written = attempt(optimizer.save_config, optimizer, found, ".")
+end
 if opt.report then
   local text = page.render(found, profile.get { all = true, quiet = true }, "onn optimize " .. path)
   cli.check(system.write_file(opt.report, text))
