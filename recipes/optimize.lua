@@ -40,13 +40,14 @@ end
 local options = { data = opt.data }
 for _, key in ipairs { "memory", "ram", "threads", "dtype", "seed", "batch", "seq_len", "rank", "layers", "count", "ratio", "pack",
   "micro_batch", "recompute" } do options[key] = opt[key] end
+-- The library raises its own misuse and the user's alike; here all of it is the user's, and one line says it.
+local function one_line(e)
+  if type(e) ~= "string" then error(e, 0) end
+  return (e:gsub("\nstack traceback.*", ""):gsub("^%S+%.lua:%d+: ", ""))
+end
 local function attempt(f, ...)
   local ok, result = pcall(f, ...)
-  if not ok then
-    if type(result) ~= "string" then error(result, 0) end
-    cli.fail((result:gsub("\nstack traceback.*", ""):gsub("^%S+%.lua:%d+: ", "")))
-  end
-  return result
+  return ok and result or cli.fail(one_line(result))
 end
 local optimizer = attempt(Optimizer.new, path, options)
 if opt.dry_run then
@@ -70,8 +71,8 @@ local found = attempt(find)
 if bar then bar:finish() end
 local saved, written = pcall(optimizer.save_config, optimizer, found, opt.out)
 if not saved then
-  if opt.out then cli.fail(written) end
-  cli.note("%s; the current directory takes it", written)
+  if opt.out then cli.fail(one_line(written)) end
+  cli.note("%s; the current directory takes it", one_line(written))
   written = attempt(optimizer.save_config, optimizer, found, ".")
 end
 if opt.report then

@@ -70,8 +70,8 @@ local function product_rates(p, roofline)
         put(('<text class="s%d" x="470" y="%d">%s</text>'):format(i, 190 + 16 * i, escape(key)))
       end
       local reached = roofline.flops / roofline.seconds
-      put(('<path class="reached" d="M%.1f %.1fH%.1f"/><text x="90" y="%.1f">reached: %s</text>'):format(x(0), y(reached), x(math.log(most)),
-        y(reached) - 5, escape(units.flops(reached))))
+      put(('<path class="reached" d="M%.1f %.1fH%.1f"/><text x="90" y="%.1f">reached: %s</text>'):format(x(0), y(reached),
+        x(math.log(most)), y(reached) - 5, escape(units.flops(reached))))
     end)
 end
 

@@ -105,6 +105,8 @@ describe("onn optimize", function()
     refused(1, "no such model", folder .. "/nowhere")
     refused(1, "^onn: [^:]*nowhere.safetensors", model, folder .. "/nowhere.safetensors", "-q")
     refused(1, "^onn: [^:]*: there is no tokenizer.json", model, folder .. "/nowhere.jsonl", "-q")
+    refused(1, "^onn: /nowhere/x.json: No such file", model, "--budget", "3s", "--seq-len", "16", "--batch", "1", "--recompute", "off",
+      "--threads", "1", "--out", "/nowhere/x.json", "-q")
     refused(2, "%-%-budget", model, "--budget", "soon")
     refused(1, "does not lie in 0%-2", model, "--layers", "7")
     refused(1, "memory budget", model, "--memory", "100KB", "--budget", "3s", "-q")
