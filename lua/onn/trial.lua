@@ -62,7 +62,7 @@ function trial.main(text)
   io.stdout:write(json.encode(result), "\n")
 end
 
--- The parent's side: runs the trial and waits at most `timeout` seconds. Returns {outcome, message, loss, rates, tokens, seconds, peak, wall}.
+-- Runs the trial and waits at most `timeout` seconds. Returns {outcome, message, loss, rates, tokens, seconds, peak, wall}.
 function trial.run(spec, timeout)
   local exe = assert(system.realpath "/proc/self/exe")
   local code = ("require('onn.%s').main(%q)"):format("trial", json.encode(spec)) -- the child loads this same module
