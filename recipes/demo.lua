@@ -17,12 +17,7 @@ local opt = cli.parse {
   },
 }
 
-local settings = {
-  stories = 3000, steps = 400,
-  model = { model_type = "llama", architectures = { "LlamaForCausalLM" }, hidden_size = 192, intermediate_size = 512, num_hidden_layers = 6,
-    num_attention_heads = 6, num_key_value_heads = 2, max_position_embeddings = 256, rms_norm_eps = 1e-5, rope_theta = 10000,
-    hidden_act = "silu", tie_word_embeddings = true },
-}
+local settings = { stories = 3000, steps = 400, model = require("onn.demo_model").config }
 
 local began, color = system.now(), terminal.isatty(1) and (os.getenv "NO_COLOR" or "") == ""
 local function paint(code, text) return color and ("\27[%sm%s\27[0m"):format(code, text) or text end

@@ -36,6 +36,7 @@ for _, one in ipairs(p.products) do
   end
   row[("%s %dx%d"):format(one.dtype, one.out, one.into)] = one.flops / 1e9
 end
+table.sort(rows, function(a, b) return a.tokens < b.tokens end)
 local columns, seen = { { "tokens", format = "%d" } }, {}
 for _, one in ipairs(p.products) do
   local key = ("%s %dx%d"):format(one.dtype, one.out, one.into)
@@ -59,7 +60,5 @@ if p.disk ~= json.null then
 else
   cli.print "disk      not measured: no room"
 end
-local share = profile.least_share(p)
-if share < 0.8 then
-  cli.print(("note      other programs ran too (%.0f %% of the processors were left); a later run measures again"):format(100 * share))
-end
+local doubt = profile.doubt(p)
+if doubt then cli.print("note      " .. doubt) end

@@ -50,8 +50,13 @@ end
 -- rows: a file name, or a table of examples ({input, output}, {prompt, completion}, {text}, {messages}); options: training's.
 -- Returns {steps, loss_first, loss_last, losses}.
 function Engine:train(rows, options)
-  local opt = { batch = 8, seq_len = 512, epochs = 1, recompute = "auto", shuffle = true, seed = self.opt.seed, layers = self.opt.layers }
+  local found = self.opt -- settings from universal_config.json among them
+  local opt = { batch = found.batch or 8, seq_len = found.seq_len or 512, epochs = 1, recompute = "auto", shuffle = true,
+    seed = found.seed, layers = found.layers }
   for k, v in pairs(options or {}) do opt[k] = v end
+  if opt.batch == found.batch and opt.seq_len == found.seq_len then -- found for these alone
+    opt.micro_batch, opt.recompute = opt.micro_batch or found.micro_batch, found.recompute or opt.recompute
+  end
   opt.seq_len = math.min(opt.seq_len, self.model.sizes.positions)
   opt.rank = opt.rank or Session.defaults.rank
   if type(opt.layers) == "string" then

@@ -8,11 +8,11 @@ local tensors = require "onn.core.tensor"
 
 local probes = {}
 
--- Seconds of the fastest call: at least 3 calls and about `least` seconds of them, after one that is not counted.
+-- Seconds of the fastest call: at least 2 calls and about `least` seconds of them, after one that is not counted.
 local function fastest(f, least)
   f()
   local best, spent, calls = math.huge, 0, 0
-  while calls < 3 or (spent < least and calls < 200) do
+  while calls < 2 or (spent < least and calls < 200) do
     local began = system.now()
     f()
     local took = system.now() - began
@@ -29,15 +29,15 @@ function probes.product(dtype, rows, out, into)
   end)
 end
 
--- A small model's feed-forward weight (576 x 1536) and a large one; rows in powers of two.
-local shapes = { { 1536, 576 }, { 2048, 2048 } }
+-- A small model's feed-forward weight (576 x 1536) and a large one; rows in powers of two, or of four.
+local shapes = { { 1536, 576, step = 2 }, { 2048, 2048, step = 1 } }
 
 -- {dtype, rows, out, into, flops} for every dtype with fast arithmetic here.
 function probes.products()
   local list, _, native = {}, tensors.backend()
   for _, dtype in ipairs(native and { "f32", "bf16" } or { "f32" }) do
     for _, shape in ipairs(shapes) do
-      for power = 0, 10 do
+      for power = 0, 10, shape.step do
         local rows, out, into = 2 ^ power, shape[1], shape[2]
         list[#list + 1] = { dtype = dtype, rows = rows, out = out, into = into, flops = probes.product(dtype, rows, out, into) }
       end

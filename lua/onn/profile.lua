@@ -8,7 +8,7 @@ local tensors = require "onn.core.tensor"
 
 local profile = {}
 
-local version = 2 -- of the kept file's form
+local version = 3 -- of the kept file's form
 
 -- Where onn keeps what it can make again.
 function profile.cache_directory()
@@ -20,21 +20,28 @@ end
 local function cache_path()
   local exe = system.stat "/proc/self/exe"
   local key = ("%d|%s|%d|%.0f|%s|%s|%.0f|%.0f"):format(version, system.cpu_model(), system.cpu_count(), system.total_ram(),
-    system.host_name(), (tensors.backend()), exe and exe.size or 0, exe and exe.mtime or 0)
+    system.host_name(), ((tensors.backend()):gsub("%d+ threads", "")), exe and exe.size or 0, exe and exe.mtime or 0)
   local hash = 0
   for byte in key:gmatch "." do hash = (hash * 31 + byte:byte()) % 2 ^ 32 end
   return ("%s/profile-%08x.json"):format(profile.cache_directory(), hash)
 end
 
--- Runs f with all processors and no budget, and leaves memory's figures as they were. Returns f's value and the share of the
--- processors that this program had meanwhile.
+-- The share of the processors that this program gets: of a product that keeps them all busy for a moment.
+function profile.processors_left()
+  local began, cpu = system.now(), os.clock()
+  probes.product("f32", 512, 1024, 1024)
+  return math.min(1, (os.clock() - cpu) / (system.now() - began) / tensors.threads())
+end
+
+-- Runs f with all processors and no budget, and leaves memory's figures as they were. Returns f's value and the smaller share of
+-- the processors that was left before and after it.
 local function undisturbed(f)
   local threads, budget = tensors.threads(), tensors.memory().budget
   tensors.set_threads(system.cpu_count())
   tensors.set_budget(math.huge)
-  local began, cpu = system.now(), os.clock()
+  local before = profile.processors_left()
   local ok, result = pcall(f)
-  local share = (os.clock() - cpu) / (system.now() - began) / system.cpu_count()
+  local share = ok and math.min(before, profile.processors_left())
   tensors.trim()
   tensors.set_threads(threads)
   tensors.set_budget(budget)
@@ -53,18 +60,33 @@ local function better(old, new)
 end
 
 local sections = {
-  products = { probe = probes.products, parallel = true }, -- keeps all processors busy, so that its share of them means something
-  threads = { probe = probes.threads },
-  memory = { probe = function() return probes.memory(system.available_ram() / 2) end },
-  disk = { probe = function()
+  products = probes.products,
+  threads = probes.threads,
+  memory = function() return probes.memory(system.available_ram() / 2) end,
+  disk = function()
     local directory = profile.cache_directory()
     return system.mkdir_p(directory) and probes.disk(directory) or json.null
-  end },
+  end,
 }
 local order = { "products", "threads", "memory", "disk" }
 
-local quiet_share = 0.8 -- below this share of the processors a measurement is repeated at the next occasion
-local patience = 30     -- but not within so many seconds
+local most_kept = 8 -- of other builds and machines with the same home
+
+-- Removes the oldest kept profiles.
+local function prune()
+  local directory, list = profile.cache_directory(), {}
+  for _, name in ipairs(system.list(directory) or {}) do
+    local path = directory .. "/" .. name
+    local stat = name:find "^profile%-%x+%.json$" and system.stat(path)
+    if stat then list[#list + 1] = { path = path, mtime = stat.mtime } end
+  end
+  table.sort(list, function(a, b) return a.mtime > b.mtime end)
+  for i = most_kept + 1, #list do os.remove(list[i].path) end
+end
+
+local quiet_share = 0.8 -- below this share of the processors a measurement is repeated at a later occasion
+profile.quiet_share = quiet_share
+local patience = 600    -- but not within so many seconds
 
 -- The profile of this machine: what the cache lacks is measured now. opt: all (every section; else products only), fresh
 -- (measure again), quiet (of progress, which hears note(name)), note.
@@ -78,21 +100,29 @@ function profile.get(opt)
     local disturbed = (kept.shares[name] or 1) < quiet_share and system.wall() - (kept.times[name] or 0) > patience
     if kept[name] == nil or disturbed then
       if opt.note and not opt.quiet then opt.note(name) end
-      local value, share = undisturbed(sections[name].probe)
+      local value, share = undisturbed(sections[name])
       kept[name] = better(kept[name], value)
-      if sections[name].parallel then kept.shares[name] = math.max(share, kept.shares[name] or 0) end
+      kept.shares[name] = math.max(share, kept.shares[name] or 0)
       kept.times[name], changed = system.wall(), true
     end
   end
-  if changed and system.mkdir_p(profile.cache_directory()) then system.write_file(path, json.encode(kept) .. "\n") end
+  if changed and system.mkdir_p(profile.cache_directory()) and system.write_file(path, json.encode(kept) .. "\n") then prune() end
   return kept
 end
 
--- The share of the processors that this program had while products were measured: low where others were running.
+-- The share of the processors that was left around the worst section's measurement: low where other programs were running.
 function profile.least_share(p)
   local least = 1
   for _, share in pairs(p.shares) do least = math.min(least, share) end
   return least
+end
+
+-- A line for people where the limits themselves were measured while other programs ran, or nil.
+function profile.doubt(p)
+  local share = profile.least_share(p)
+  if share >= quiet_share then return nil end
+  return ("this machine's limits were measured while other programs ran (%.0f %% of the processors were left), so shares of them are too "
+    .. "high; `onn profile --fresh` measures again"):format(100 * share)
 end
 
 -- The highest rate of products in `dtype` arithmetic, FLOP/s.
