@@ -99,8 +99,10 @@ Status writer_open(const char *path, Writer **out) {
         free(w);
         return fail(ERR_MEMORY, "out of memory");
     }
+    mode_t mask = umask(022); /* mkstemp's files are the owner's alone; a result is like any other file */
+    umask(mask);
     fd = mkostemp(w->temporary, O_CLOEXEC);
-    if (fd < 0 || fchmod(fd, 0644) || !(w->file = fdopen(fd, "wb"))) {
+    if (fd < 0 || fchmod(fd, 0666 & ~mask) || !(w->file = fdopen(fd, "wb"))) {
         Status status = fail(ERR_IO, "%s: %s", path, strerror(errno));
         if (fd >= 0)
             close(fd), unlink(w->temporary);
