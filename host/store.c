@@ -89,10 +89,10 @@ static int beneath(const char *path, const char *directory) {
 /* A shard that is a link must lead to a file beneath the model's directory, or, from a snapshot of the hub cache
  * (models--org--name/snapshots/REVISION), to one beneath the blobs beside it. */
 static Status check_link(const char *path, const char *directory) {
-    char *real = realpath(path, NULL), *root = realpath(directory, NULL), *blobs = NULL;
+    char *real = realpath(path, NULL), *root = NULL, *blobs = NULL;
     Status status = OK;
-    if (!real || !root) {
-        status = fail(ERR_IO, "%s: %s", path, strerror(errno));
+    if (!real || !(root = realpath(directory, NULL))) {
+        status = fail(ERR_IO, "%s: %s", real ? directory : path, strerror(errno));
     } else if (!beneath(real, root)) {
         char *snapshots = strrchr(root, '/');
         *snapshots = 0;
