@@ -47,6 +47,7 @@ end
 
 local resume, replaced = checkpoint.choose(opt)
 local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
+opt.vocab_size = model.sizes.vocabulary
 local set = cli.check(data.open(opt.data, tokenizer, opt))
 local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt))
 cli.check(model:load(report.loading(#model.stages)))
@@ -54,6 +55,7 @@ cli.check(model:load(report.loading(#model.stages)))
 local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle ~= false,
   seed = opt.seed, epoch = 0, cursor = 0 }
 local per_epoch = data.updates(set, order)
+for _, note in ipairs(data.notes(set, order)) do cli.note("data      %s", note) end
 local total = opt.steps or per_epoch * opt.epochs
 opt.total_steps, opt.recompute = total, plans.recompute
 local session = cli.check(Session.new(model, opt))

@@ -60,7 +60,7 @@ end
 function arch.describe(config)
   if type(config) ~= "table" then return nil, { "config.json: an object is expected, found " .. values.shown(config) } end
   config = arch.clean(config)
-  local kind = config.model_type
+  local kind = config.model_type or config.architecture
   if type(kind) ~= "string" then return nil, { "config.json: 'model_type' should be text, found " .. values.shown(kind) } end
   local family = arch.families()[kind]
   if not family then
