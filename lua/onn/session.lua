@@ -56,13 +56,13 @@ function Session:update(micros, epoch)
   self.step = self.step + 1
   local norm, bad = optim.norm(self.params)
   local loss, lr = total / math.max(supervised, 1), opt.lr * self.rate.at(self.step)
-  local skipped = bad > 0 or loss ~= loss or math.abs(loss) == math.huge or supervised == 0
+  local skipped = bad > 0 or loss ~= loss or math.abs(loss) == math.huge
   if skipped then
     self.skipped, self.skipped_in_row = self.skipped + 1, self.skipped_in_row + 1
   else
     self.skipped_in_row = 0
     local scale = opt.clip > 0 and norm > opt.clip and opt.clip / norm or 1
-    optim.adamw.step(self.params, self.optimizer, opt, lr, scale)
+    if supervised > 0 then optim.adamw.step(self.params, self.optimizer, opt, lr, scale) end
   end
   optim.clear(self.params)
   return { step = self.step, loss = loss, lr = lr, grad_norm = norm, tokens = tokens, supervised = supervised, skipped = skipped }
