@@ -236,9 +236,11 @@ static inline Sight sight_of(const Mask *m, int64_t s, int64_t q0, int64_t n) {
 
 /* Scores (n keys from k0, QUERIES) that a query does not see become -inf. */
 static inline void hide(float *scores, const Sight *v, int64_t k0, int64_t n) {
-    VecI at[2] = {{0}};
+    int32_t numbers[2 * LANES];
+    VecI at[2];
     for (int j = 0; j < 2 * LANES; j++)
-        at[j / LANES][j % LANES] = (int32_t)(v->first + j);
+        numbers[j] = (int32_t)(v->first + j);
+    memcpy(at, numbers, sizeof at);
     for (int64_t i = 0; i < n; i++) {
         int64_t key = k0 + i;
         int after = v->causal && key > v->first, before = v->window && key <= v->last - v->window;
