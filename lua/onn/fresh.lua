@@ -113,7 +113,10 @@ function fresh.tokenizer(directory, config, opt)
   if tokenizer.size > config.vocab_size then
     return nil, ("the tokenizer has %d tokens, the config's vocab_size is %d"):format(tokenizer.size, config.vocab_size), "format"
   end
-  config.bos_token_id, config.eos_token_id = tokenizer.bos_id, tokenizer.eos_id
+  -- null says there is none: left out, some readers take the ids of the family's first tokenizer
+  config.bos_token_id, config.eos_token_id = tokenizer.bos_id or json.null, tokenizer.eos_id or json.null
+  local pad = config.pad_token_id
+  config.pad_token_id = type(pad) == "number" and pad < config.vocab_size and pad or json.null
   return true
 end
 
