@@ -29,6 +29,12 @@ function fresh.config(text, vocabulary)
   config.vocab_size = config.vocab_size or vocabulary
   local described, wrong = arch.describe(config)
   if not described then return nil, table.concat(wrong, "; "), "format" end
+  -- What CONFIG left to the family's defaults is written down: other readers' defaults may differ.
+  for key, name in pairs(described.family.config) do
+    if config[name] == nil then config[name] = described.sizes[key] end
+  end
+  if config.tie_word_embeddings == nil then config.tie_word_embeddings = false end
+  if not config.rope_parameters and config.rope_theta == nil then config.rope_theta = described.sizes.rope.theta end
   return config
 end
 

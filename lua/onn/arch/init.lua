@@ -57,6 +57,7 @@ end
 
 -- {family, sizes, stages} of a config, or nil and a list of what is missing for running it.
 function arch.describe(config)
+  local given = config
   config = arch.clean(config)
   local kind = config.model_type or config.architecture
   if type(kind) ~= "string" then return nil, { "config.json: no 'model_type'" } end
@@ -66,6 +67,10 @@ function arch.describe(config)
     for name in pairs(arch.families()) do known[#known + 1] = name end
     table.sort(known)
     return nil, { ("architecture '%s' is not known (known: %s)"):format(kind, table.concat(known, ", ")) }
+  end
+  local nested = type(given.text_config) == "table" and given.text_config or {}
+  for key, value in pairs(family.absent or {}) do
+    if given[key] == nil and nested[key] == nil then config[key] = value end
   end
   local sizes, wrong = decoder.describe(config, family)
   if not sizes then return nil, wrong end
