@@ -138,7 +138,9 @@ Status system_mkdirs(const char *path) {
         if (c && c != '/')
             continue;
         *p = 0;
-        if (mkdir(copy, 0777) && (errno != EEXIST || stat(copy, &st) || !S_ISDIR(st.st_mode)))
+        if (!mkdir(copy, 0777))
+            status = file_sync_directory(copy);
+        else if (errno != EEXIST || stat(copy, &st) || !S_ISDIR(st.st_mode))
             status = fail(ERR_IO, "%s: %s", copy, strerror(errno == EEXIST ? ENOTDIR : errno));
         *p = c;
         if (!c)

@@ -3,6 +3,7 @@
 --   for update, cursor in data.batches(set, { batch = 8, micro_batch = 2, seq_len = 512, seed = 0, epoch = 0 }) do ... end
 local corpora = require "onn.core.corpus"
 local formats = require "onn.data.formats"
+local signals = require "onn.core.signals"
 local Template = require "onn.data.template"
 
 local data = {}
@@ -190,7 +191,7 @@ function data.batches(set, order)
   end
 end
 
--- loss(model, set, order): the mean over all supervised tokens, and their number.
+-- loss(model, set, order): the mean over all supervised tokens, and their number; nil if a signal to stop came meanwhile.
 function data.loss(model, set, order)
   local batch, sweep = require "onn.batch", require "onn.sweep"
   local total, supervised = 0, 0
@@ -201,6 +202,7 @@ function data.loss(model, set, order)
       total = sweep.loss(model, b, total)
       batch.free(b)
     end
+    if signals.pending() then return nil end
   end
   return total / math.max(supervised, 1), supervised
 end
