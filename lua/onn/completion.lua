@@ -8,7 +8,7 @@ local completion = {}
 -- The ids (a Lua table) of a prompt: a text, or a list of messages {role, content} for the chat template.
 -- Returns nil, message, code where there is no template or nothing to begin with.
 function completion.encode(tokenizer, prompt)
-  local text, message, code = prompt, nil, nil
+  local text, message, code = prompt
   if type(prompt) == "table" then
     local template
     template, message, code = chat.template(tokenizer)

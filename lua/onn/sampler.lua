@@ -23,7 +23,7 @@ end
 -- Sorting a whole vocabulary is slow, and the few that count lie near the best: so the search widens from there.
 local function likeliest(values, best, temperature, low, weight, k, p)
   local all, total = reaching(values, low, weight)
-  local margin, list, sum = 8, nil, nil
+  local margin, list, sum = 8
   repeat
     list, sum = reaching(values, math.max(low, best - margin * temperature), weight)
     margin = margin * 2

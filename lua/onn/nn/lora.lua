@@ -188,6 +188,20 @@ local function pattern_value(pattern, name)
   return value
 end
 
+-- What an adapter directory holds, for a plan, from the file's header: its largest rank, and its blocks as a set of numbers.
+-- Returns rank, set; or nil, message, code.
+function lora.extent(directory, model)
+  local store, message, code = stores.open(directory .. "/adapter_model.safetensors")
+  if not store then return nil, message, code end
+  local rank, blocks = 1, {}
+  for _, item in ipairs(model:linear_layers()) do
+    local info = store:info(PREFIX .. item.layer.name .. ".lora_A.weight")
+    if info then rank, blocks[item.stage.index] = math.max(rank, info.shape[1]), true end
+  end
+  store:close()
+  return rank, next(blocks) and blocks or nil
+end
+
 -- Reads an adapter directory (ours or PEFT's) and puts it on a loaded model. Returns the adapter, or nil, message, code.
 function lora.load(model, directory)
   local config, message, code = files.read_json(directory .. "/adapter_config.json")
@@ -203,7 +217,7 @@ function lora.load(model, directory)
   end
   local adapter = { rank = config.r, alpha = config.lora_alpha, dropout = type(config.lora_dropout) == "number" and config.lora_dropout or 0,
     rslora = config.use_rslora == true, modules = {} }
-  local used, by_index, failure = {}, {}, nil
+  local used, failure = {}, nil
   local function read(name, shape, d)
     local info = store:info(name)
     if not info then return nil, ("%s: tensor '%s' is missing"):format(directory, name) end
@@ -234,7 +248,6 @@ function lora.load(model, directory)
         one.scale = scale_of(one.alpha, rank, adapter.rslora)
         attach(model, layer, one)
         adapter.modules[#adapter.modules + 1] = one
-        by_index[item.stage.index] = true
       end
     end
   end
