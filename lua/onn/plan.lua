@@ -50,12 +50,13 @@ function plan.training(model, opt)
   local adapter = 0
   for _, layer in ipairs(modules) do adapter = adapter + (layer.out + layer.into) * opt.rank end
   local weights, state = memory.weights(model), memory.state(model, opt, modules)
+  local loading = memory.loading(model)
   local parameters = opt.full and model:parameters() or adapter
   local first = opt.full and 0 or math.min(lowest, c.layers)
   local taped_blocks = c.layers - first
   local function need(micro, recompute)
     local bytes, tapes = memory.training(model, opt, { tokens = micro * opt.seq_len, recompute = recompute, lowest = first, trained = set })
-    return weights + state + bytes, tapes, bytes - tapes
+    return weights + math.max(state + bytes, loading), tapes, bytes - tapes
   end
   local best
   local micros = opt.micro_batch and { opt.micro_batch } or {}

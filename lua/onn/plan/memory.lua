@@ -31,6 +31,19 @@ function memory.weights(model)
   return total
 end
 
+-- What loading takes beside the weights: the largest tensor that is converted, as it is stored.
+function memory.loading(model)
+  local largest = 0
+  for _, stage in ipairs(model.stages) do
+    for _, t in ipairs(stage.tensors) do
+      local stored = model.store:info(t.name)
+      local wanted = t.vector and "F32" or (model.dtype == "bf16" and "BF16" or stored.dtype)
+      if stored.dtype ~= wanted then largest = math.max(largest, taken(stored.bytes)) end
+    end
+  end
+  return largest
+end
+
 local function sizes_of(model, opt)
   local c = model.sizes
   return { width = c.width, q = c.heads * c.head_size, kv = c.kv_heads * c.head_size, inner = c.inner, heads = c.heads, kv_heads = c.kv_heads,
@@ -52,8 +65,8 @@ local function inputs(s) return { s.width, s.width, s.width, s.q, s.width, s.wid
 local function block_tape(s, tokens, trained)
   local bytes = hold(tokens, 4, { s.width, s.width, 1, 1, s.heads })                            -- input and middle; norms; log-sum-exp
     + hold(tokens, s.e, { s.q, s.kv, s.kv, s.q, s.inner, s.inner })                              -- attention in and out; gate, up
-  if s.fused then bytes = bytes + hold(tokens, s.e, { s.q + s.kv }) end                           -- v is a view of q, k, v
-  if s.qk_norm then bytes = bytes + hold(tokens, s.e, { s.q, s.kv }) + hold(tokens, 4, { s.heads, s.kv_heads }) end
+  if s.fused and s.e == 4 then bytes = bytes + hold(tokens, s.e, { s.q + s.kv }) end              -- v is a view of q, k, v
+  if s.qk_norm then bytes = bytes + hold(tokens, 4, { s.q, s.kv, s.heads, s.kv_heads }) end
   if not trained then return bytes end
   if s.dropout then
     bytes = bytes + hold(tokens, s.e, inputs(s))
@@ -70,7 +83,7 @@ local function block_gradients(s, tokens, trained)
   local rest = hold(tokens, 4, { s.width, s.width, s.width, s.width }) + hold(tokens, s.e, { s.q, s.q, s.kv, s.kv, s.q, s.kv, s.width })
   if s.e == 2 then wide, rest = wide + hold(tokens, s.e, { s.width }), rest + hold(tokens, s.e, { s.width }) end
   if s.fused then wide, rest = wide + hold(tokens, s.e, { 2 * s.inner }), rest + hold(tokens, s.e, { s.q + 2 * s.kv }) end
-  if s.qk_norm then rest = rest + hold(tokens, s.e, { s.q, s.kv }) end
+  if s.qk_norm then rest = rest + hold(tokens, 4, { s.q, s.kv }) + (s.e == 2 and hold(tokens, s.e, { s.q, s.kv }) or 0) end
   if trained then
     for _ = 1, 3 do wide = wide + hold(tokens, s.e, { s.rank }) end
     for _ = 1, 4 do rest = rest + hold(tokens, s.e, { s.rank }) end
@@ -142,8 +155,8 @@ function memory.training(model, opt, facts)
     largest, wide = math.max(largest, all + (facts.recompute and tape or 0)), math.max(wide, at_wide + (facts.recompute and tape or 0))
   end
   if facts.recompute then tapes = hold(T, 4, { s.width }) * blocks end
-  -- the batch, positions' table, the last hidden state and its gradient stay through the sweep
-  local kept = tapes + taken(T * 28) + hold(T, 4, { s.width, s.width })
+  -- the batch, positions' table, the last hidden state and its gradient stay through the sweep; lists of tiles and the like are small
+  local kept = tapes + 2 ^ 16 + taken(T * 28) + hold(T, 4, { s.width, s.width })
     + 2 * taken(math.max(256, 2 * opt.seq_len) * model.sizes.rope.dims / 2 * 4)
   local product = product_scratch(s, T, math.max(s.inner, s.fused and 2 * s.inner or 0))
   local weight = opt.full and gradient_scratch(math.min(s.inner, s.width)) or gradient_scratch(s.rank)
