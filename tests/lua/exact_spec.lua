@@ -37,7 +37,8 @@ local function train(path, change)
   assert(model:load())
   local session = assert(Session.new(model, { rank = 4, alpha = 8, dropout = change.dropout or 0.1, lr = 0.01, total_steps = 4, seed = 3,
     recompute = change.recompute or false, full = change.full, layers = change.layers }))
-  local set, order = batches(path, { batch = 4, micro_batch = change.micro_batch or 4, seq_len = 24, pack = change.pack, seed = 3, epoch = 0 })
+  local set, order = batches(path, { batch = 4, micro_batch = change.micro_batch or 4, seq_len = 24, pack = change.pack, seed = 3,
+    epoch = 0 })
   local said = {}
   for update in data.batches(set, order) do
     local r = session:update(update, 0)
@@ -51,7 +52,8 @@ local function train(path, change)
   assert(session:save(directory))
   session:close()
   model:close()
-  return table.concat(said, "; "), system.hash_file(directory .. "/adapter_model.safetensors") or system.hash_file(directory .. "/model.safetensors")
+  return table.concat(said, "; "), system.hash_file(directory .. "/adapter_model.safetensors") or system.hash_file(directory
+    .. "/model.safetensors")
 end
 
 describe("a training run's numbers", function()
@@ -64,7 +66,8 @@ describe("a training run's numbers", function()
         for k, v in pairs(base) do whole[k] = v end
         for k, v in pairs(change) do whole[k] = v end
         local other, adapter = train(models[path], whole)
-        local what = ("threads %s, micro-batch %s, recompute %s"):format(change.threads or 1, change.micro_batch or 4, tostring(change.recompute))
+        local what = ("threads %s, micro-batch %s, recompute %s"):format(change.threads or 1, change.micro_batch or 4,
+          tostring(change.recompute))
         assert.equal(losses, other, what)
         assert.equal(hash, adapter, what)
       end

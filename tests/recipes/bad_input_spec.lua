@@ -50,9 +50,11 @@ describe("training data", function()
   end)
 
   it("without the keys says which were found and how to name them", function()
-    refused(file("a.jsonl", '{"text":"the red cat sees"}\n{"ask":"x","reply":"y"}\n'), "a.jsonl:2: no known keys in this row %(ask, reply%).*"
+    refused(file("a.jsonl", '{"text":"the red cat sees"}\n{"ask":"x","reply":"y"}\n'),
+      "a.jsonl:2: no known keys in this row %(ask, reply%).*"
       .. "%-%-prompt%-key and %-%-completion%-key")
-    refused(folder .. "/a.jsonl", "a.jsonl:1: there is no 'ask'; the keys are text", { "-q", "--prompt-key", "ask", "--completion-key", "reply" })
+    refused(folder .. "/a.jsonl", "a.jsonl:1: there is no 'ask'; the keys are text", { "-q", "--prompt-key", "ask", "--completion-key",
+      "reply" })
     refused(file("a.jsonl", "3\n"), "a.jsonl:1: a row is a number; expected an object")
     refused(file("a.jsonl", '{"prompt":"x","completion":3}\n'), "'completion' is a number; expected text")
     refused(file("a.jsonl", '{"messages":[]}\n'), "a.jsonl:1: ")
@@ -63,7 +65,8 @@ describe("training data", function()
     refused(file("a.jsonl", "\n \n\r\n"), "a.jsonl: there are no rows")
     refused(file("a.json", "[]"), "a.json: there are no rows")
     refused(file("a.txt", "x"), "too short")
-    refused(file("a.jsonl", json.encode { prompt = ("the red cat "):rep(50), completion = "x" }), "none of 1 rows has a token to train within 16 tokens")
+    refused(file("a.jsonl", json.encode { prompt = ("the red cat "):rep(50), completion = "x" }),
+      "none of 1 rows has a token to train within 16 tokens")
     refused(ids("a.safetensors", { { 1, 2, 3 } }, { { -100, -100, -100 } }), "no token has a label")
   end)
 
@@ -100,7 +103,8 @@ describe("training data", function()
       assert.equal(0, (shell(("truncate -s 1T %s/%s"):format(quote(folder), name))))
       refused(folder .. "/" .. name, name)
     end
-    assert.equal(0, (shell(("(echo '[1' ; head -c 5000 /dev/zero | tr '\\0' ' ') >%s/huge.json && truncate -s 1T %s/huge.json"):format(quote(folder), quote(folder)))))
+    write(folder .. "/huge.json", "[1" .. (" "):rep(5000))
+    assert.equal(0, (shell(("truncate -s 1T %s/huge.json"):format(quote(folder)))))
     refused(folder .. "/huge.json", "huge.json: 1099511627776 bytes, at most %d+ are read")
   end)
 

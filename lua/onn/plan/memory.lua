@@ -46,7 +46,8 @@ end
 
 local function sizes_of(model, opt)
   local c = model.sizes
-  return { width = c.width, q = c.heads * c.head_size, kv = c.kv_heads * c.head_size, inner = c.inner, heads = c.heads, kv_heads = c.kv_heads,
+  return { width = c.width, q = c.heads * c.head_size, kv = c.kv_heads * c.head_size, inner = c.inner, heads = c.heads,
+    kv_heads = c.kv_heads,
     e = model.dtype == "bf16" and 2 or 4, rank = opt.full and 0 or opt.rank, dropout = not opt.full and (opt.dropout or 0) > 0,
     fused = c.fused ~= nil, qk_norm = c.qk_norm ~= nil }
 end
@@ -162,7 +163,8 @@ function memory.training(model, opt, facts)
   local weight = opt.full and gradient_scratch(math.min(s.inner, s.width)) or gradient_scratch(s.rank)
   local head = hold(T, s.e, { s.width, s.width }) + hold(T, 4, { 1, 1 }) + head_scratch(s, c.vocabulary)
     + (opt.full and gradient_scratch(s.width) or 0)
-  local back = math.max(largest, wide + math.max(product, weight), largest - hold(T, 4, { s.width, s.width }) + attention_scratch(s, opt.seq_len))
+  local back = math.max(largest, wide + math.max(product, weight), largest - hold(T, 4, { s.width, s.width }) + attention_scratch(s,
+    opt.seq_len))
   return kept + math.max(back, head), tapes
 end
 
