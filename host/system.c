@@ -128,6 +128,8 @@ const char *system_cpu_model(void) {
 }
 
 Status system_mkdirs(const char *path) {
+    if (!*path)
+        return fail(ERR_IO, "a directory without a name");
     char *copy = strdup(path);
     struct stat st;
     if (!copy)
@@ -138,7 +140,9 @@ Status system_mkdirs(const char *path) {
         if (c && c != '/')
             continue;
         *p = 0;
-        if (mkdir(copy, 0777) && (errno != EEXIST || stat(copy, &st) || !S_ISDIR(st.st_mode)))
+        if (!mkdir(copy, 0777))
+            status = file_sync_directory(copy);
+        else if (errno != EEXIST || stat(copy, &st) || !S_ISDIR(st.st_mode))
             status = fail(ERR_IO, "%s: %s", copy, strerror(errno == EEXIST ? ENOTDIR : errno));
         *p = c;
         if (!c)
@@ -158,6 +162,7 @@ Status system_remove_tree(const char *path) {
     if (!d)
         return fail(ERR_IO, "%s: %s", path, strerror(errno));
     Status status = OK;
+    /* cppcheck-suppress readdirCalled ; safe: the DIR is ours alone, and readdir_r is deprecated */
     for (struct dirent *e; status == OK && (e = readdir(d));) {
         char *inner;
         if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
