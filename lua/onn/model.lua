@@ -148,6 +148,7 @@ function Model:close()
     end
     stage.weights = nil
   end
+  if self.angles then self.angles:free() end
   self.store:close()
   self.resident = false
 end

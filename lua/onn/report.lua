@@ -38,7 +38,10 @@ Log.__index = Log
 -- facts: {total (updates), plan, peak_flops, first (updates done before)}.
 function report.training_log(opt, facts)
   local self = setmetatable({ opt = opt, facts = facts, losses = {}, tokens = 0, seconds = 0 }, Log)
-  if opt.log then self.file = cli.check(io.open(opt.log, facts.first > 0 and "a" or "w")) end
+  if opt.log then
+    local file, message = io.open(opt.log, facts.first > 0 and "a" or "w")
+    self.file = cli.check(file, "--log " .. tostring(message)) -- io.open's third value is no exit status
+  end
   if opt.tensorboard then self.board = cli.check(tensorboard.open(opt.tensorboard)) end
   self.bar = progress.new { total = facts.total, label = "train", unit = "steps", quiet = cli.is_quiet() }
   return self

@@ -159,7 +159,8 @@ local function present(value) return value ~= nil and value ~= json.null and val
 -- What of PEFT's config changes the result beyond A, B and a scale; nil if nothing does.
 local function unsupported(config)
   if config.peft_type ~= "LORA" then return ("peft_type '%s'"):format(tostring(config.peft_type)) end
-  for _, key in ipairs { "use_dora", "use_qalora", "fan_in_fan_out", "lora_bias", "alora_invocation_tokens" } do
+  for _, key in ipairs { "use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias", "alora_invocation_tokens", "arrow_config",
+    "kasa_config", "monteclora_config" } do
     if present(config[key]) then return key end
   end
   for _, key in ipairs { "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters" } do
@@ -167,7 +168,7 @@ local function unsupported(config)
   end
   if present(config.bias) and config.bias ~= "none" then return ("bias '%s'"):format(tostring(config.bias)) end
   local init = config.init_lora_weights -- these subtract from the base weights before training
-  if type(init) == "string" and (init:find "^pissa" or init == "olora" or init == "corda" or init == "loftq") then
+  if type(init) == "string" and (init:find "^pissa" or init == "olora" or init == "corda" or init == "loftq" or init == "lora_ga") then
     return ("init_lora_weights '%s'"):format(init)
   end
 end
