@@ -80,11 +80,21 @@ static int32_t whole_at(lua_State *L, const View *v, int64_t at) {
     return (int32_t)value;
 }
 
-/* corpus:add_tensor(input_ids, labels) -> labels that count. Both (N, T), i32 or i64; each row becomes a sample. */
+static void check_token(lua_State *L, const char *name, int64_t row, int64_t k, int64_t id, int64_t vocabulary) {
+    if (id >= 0 && id < vocabulary)
+        return;
+    lua_pushfstring(L, "%s: row %f, position %f holds %f, outside the model's 0..%f", name, (double)row, (double)k, (double)id,
+                    (double)(vocabulary - 1));
+    luaL_error(L, "%s", lua_tostring(L, -1));
+}
+
+/* corpus:add_tensor(input_ids, labels, vocabulary) -> labels that count. Both (N, T), i32 or i64; each row becomes a sample.
+ * With a vocabulary, ids outside 0..vocabulary-1 and labels that are neither there nor -100 raise. */
 static int l_add_tensor(lua_State *L) {
     Corpus *c = check_corpus(L);
     int has_labels = !lua_isnoneornil(L, 3);
-    lua_settop(L, 3);
+    lua_settop(L, 4);
+    int64_t vocabulary = lua_isnil(L, 4) ? 0 : check_integer(L, 4, 1, INT32_MAX);
     Tensor *t[2] = {check_tensor(L, 2), has_labels ? check_tensor(L, 3) : NULL};
     for (int i = 0; i < 1 + has_labels; i++)
         if ((t[i]->view.dtype != I32 && t[i]->view.dtype != I64) || t[i]->view.dims != 2 || !tensor_contiguous(t[i]))
@@ -99,6 +109,11 @@ static int l_add_tensor(lua_State *L) {
         for (int64_t k = 0; k < length; k++) {
             ids[k] = whole_at(L, &t[0]->view, r * length + k);
             labels[k] = has_labels ? whole_at(L, &t[1]->view, r * length + k) : ids[k];
+            if (vocabulary) {
+                check_token(L, "input_ids", r, k, ids[k], vocabulary);
+                if (labels[k] != -100)
+                    check_token(L, "labels", r, k, labels[k], vocabulary);
+            }
         }
         done(L, corpus_add(c, ids, labels, length, 0), 0);
     }

@@ -37,7 +37,7 @@ if #model.missing > 0 then cli.fail(model:why_not()) end
 opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
 local chosen, unknown = layers.parse(opt.layers, model, opt)
 if chosen == false then cli.fail(unknown, 2) end
-opt.layers, opt.budget = chosen, machine.budget
+opt.layers, opt.budget, opt.token_count = chosen, machine.budget, model.sizes.vocabulary
 if opt.adapter then
   local rank, blocks = lora.extent(opt.adapter, model)
   opt.rank, opt.layers = cli.check(rank, blocks), blocks
@@ -57,6 +57,7 @@ end
 local resume, replaced = checkpoint.choose(opt)
 local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
 local set = cli.check(data.open(opt.data, tokenizer, opt))
+for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
 local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt))
 cli.check(model:load(report.loading(#model.stages)))
 

@@ -82,7 +82,7 @@ local function add_text(set, path, tokenizer, opt)
 end
 
 -- input_ids (N, T) and optionally labels of the same shape, i32 or i64.
-local function add_tensors(set, path)
+local function add_tensors(set, path, opt)
   local stores = require "onn.core.store"
   local store, message, code = stores.open(path)
   if not store then return nil, message, code end
@@ -94,19 +94,21 @@ local function add_tensors(set, path)
     labels, message, code = store:read "labels"
     if not labels then return nil, message, code end
   end
-  local ok, wrong = pcall(set.corpus.add_tensor, set.corpus, input_ids, labels)
+  local ok, wrong = pcall(set.corpus.add_tensor, set.corpus, input_ids, labels, opt.token_count)
   if not ok then return nil, path .. ": " .. tostring(wrong), "format" end
+  if input_ids:size(2) > opt.seq_len then set.truncated = input_ids:size(1) end
   set.supervised_bytes = nil
   return true
 end
 
 -- open(source, tokenizer, opt): source is a path (JSONL, a JSON array, text, safetensors with input_ids) or a list of rows. The
--- tokenizer may be nil for safetensors. opt: seq_len (512), prompt_key, completion_key, template, loss, pack.
+-- tokenizer may be nil for safetensors. opt: seq_len (512), prompt_key, completion_key, template, loss, pack, token_count
+-- (of the model: stored ids beyond it are refused).
 -- Returns a set {corpus, kind, tokens, samples, supervised, supervised_bytes, truncated, skipped}; or nil, message, code.
 function data.open(source, tokenizer, opt)
   opt = opt or {}
   local settings = { seq_len = opt.seq_len or 512, pack = opt.pack, prompt_key = opt.prompt_key, completion_key = opt.completion_key,
-    template = opt.template, loss = opt.loss }
+    template = opt.template, loss = opt.loss, token_count = opt.token_count }
   local set = { corpus = corpora.new(), path = type(source) == "string" and source or "the rows given", truncated = 0, skipped = 0,
     only_last = 0, supervised_bytes = 0, seq_len = settings.seq_len, plans = {}, ordered = {} }
   local message, code
@@ -119,7 +121,7 @@ function data.open(source, tokenizer, opt)
   if set.kind ~= "safetensors" and not tokenizer then return nil, set.path .. ": text needs the model's tokenizer", "argument" end
   local ok
   if set.kind == "safetensors" then
-    ok, message, code = add_tensors(set, source)
+    ok, message, code = add_tensors(set, source, settings)
   elseif set.kind == "text" then
     ok, message, code = add_text(set, source, tokenizer, settings)
   else
