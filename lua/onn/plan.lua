@@ -107,7 +107,8 @@ function plan.generation(model, opt)
   local weights = plan.weight_bytes(model)
   local tokens = opt.max_tokens or 256
   local cache = 2 * c.layers * c.kv_heads * c.head_size * element * tokens
-  return { weights = weights, cache = cache, peak = weights + cache + 128 * c.vocabulary * 4, bytes_per_token = weights, dtype = model.dtype }
+  return { weights = weights, cache = cache, peak = weights + cache + 128 * c.vocabulary * 4, bytes_per_token = weights,
+    dtype = model.dtype }
 end
 
 return plan

@@ -57,7 +57,8 @@ function Log:step(r)
   self.rates[#self.rates + 1] = rate
   local memory = tensors.memory()
   if self.file then
-    local ok, message = self.file:write(json.encode { step = r.step, epoch = r.epoch, loss = r.loss == r.loss and r.loss or json.null, lr = r.lr,
+    local ok, message = self.file:write(json.encode { step = r.step, epoch = r.epoch,
+      loss = r.loss == r.loss and r.loss or json.null, lr = r.lr,
       grad_norm = r.grad_norm == r.grad_norm and r.grad_norm < math.huge and r.grad_norm or json.null, recomputed = facts.plan.recompute,
       tokens = r.tokens, tokens_per_s = rate, seconds = r.seconds, bytes_streamed = 0, device_peak = memory.peak,
       ram_peak = require("onn.core.system").peak_rss(), limit_share = share, bound = "compute", skipped = r.skipped }, "\n")
@@ -68,7 +69,8 @@ function Log:step(r)
     end
   end
   if self.board then
-    self:scalars(r.step, { loss = r.loss, lr = r.lr, grad_norm = r.grad_norm, tokens_per_s = rate, limit_share = share, device_peak = memory.peak })
+    self:scalars(r.step, { loss = r.loss, lr = r.lr, grad_norm = r.grad_norm, tokens_per_s = rate, limit_share = share,
+      device_peak = memory.peak })
   end
   self.bar:update(r.step, ("loss %.4f  lr %.2e  |g| %.3f  %.0f tok/s  %.0f %% of the limit  %s"):format(r.loss, r.lr, r.grad_norm, rate,
     100 * share, units.bytes(memory.peak)))
@@ -103,7 +105,8 @@ function Log:summary(session, out, peak, plot)
   local rate = median(self.rates)
   local share = rate and rate * self.facts.plan.flops_per_token / self.facts.peak_flops
   local first, last = self.losses[1], self.losses[#self.losses]
-  local result = { out = out, steps = session.step, skipped = session.skipped, loss_first = first and first[2], loss_last = last and last[2],
+  local result = { out = out, steps = session.step, skipped = session.skipped,
+    loss_first = first and first[2], loss_last = last and last[2],
     eval_before = self.before, eval_after = self.after, tokens = self.tokens, seconds = self.seconds, tokens_per_s = rate,
     limit_share = share, bound = "compute", device_peak = peak, predicted_peak = self.facts.plan.peak,
     ram_peak = require("onn.core.system").peak_rss(), trained_parameters = self.facts.plan.parameters }

@@ -19,8 +19,8 @@ local function check(f, params, tolerance)
         return f(other):item()
       end
       local slope = (at(values[i] + step) - at(values[i] - step)) / (2 * step)
-      assert.is_true(math.abs(slope - got[i]) <= (tolerance or 2e-3) * math.max(1, math.abs(slope)), ("%s[%d]: %g, differences give %g"):format(
-        name, i, got[i], slope))
+      assert.is_true(math.abs(slope - got[i]) <= (tolerance or 2e-3) * math.max(1, math.abs(slope)),
+        ("%s[%d]: %g, differences give %g"):format(name, i, got[i], slope))
     end
   end
   return loss, grads
@@ -63,7 +63,8 @@ describe("value_and_grad", function()
 
   it("leaves parameters alone and what is constant without gradient", function()
     local a = tensor.from_table({ 1, 2 }, "f32")
-    local _, grads = autograd.value_and_grad(function(p) return (p.a * autograd.constant(function() return p.a * p.a end)):sum "all" end, { a = a })
+    local function f(p) return (p.a * autograd.constant(function() return p.a * p.a end)):sum "all" end
+    local _, grads = autograd.value_and_grad(f, { a = a })
     assert.same({ 1, 4 }, grads.a:totable())
     assert.same({ 1, 2 }, a:totable())
   end)

@@ -66,7 +66,8 @@ describe("onn generate", function()
 
   it("applies the chat template, with a system message", function()
     local config = json.decode(support.read(model .. "/tokenizer_config.json"))
-    config.chat_template = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+    config.chat_template = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}\n{% endfor %}"
+      .. "{% if add_generation_prompt %}a:{% endif %}"
     local chat = folder .. "/chat"
     os.execute(("cp -r %s %s"):format(model, chat))
     support.write(chat .. "/tokenizer_config.json", json.encode(config))
@@ -74,8 +75,8 @@ describe("onn generate", function()
     assert.equal(text("--prompt", "u:Hi\na:"), text("--prompt", "Hi", "--chat"))
     assert.equal(text("--prompt", "s:Be brief\nu:Hi\na:"), text("--prompt", "Hi", "--chat", "--system", "Be brief"))
     if system.exists "/usr/bin/script" then
-      local command = ("printf 'Hi\\nthe\\n\\004' | script -qec '%s generate %s --chat --temperature 0 --max-tokens 5 -q' /dev/null"):format(
-        support.onn, chat)
+      local generating = ("%s generate %s --chat --temperature 0 --max-tokens 5 -q"):format(support.onn, chat)
+      local command = ("printf 'Hi\\nthe\\n\\004' | script -qec '%s' /dev/null"):format(generating)
       local _, shown = support.shell(command)
       assert.equal(3, select(2, shown:gsub("> ", "")), shown)
       assert.is_truthy(shown:gsub("\r", ""):find("> " .. text("--prompt", "u:Hi\na:"), 1, true), shown)

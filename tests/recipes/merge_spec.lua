@@ -20,7 +20,8 @@ describe("onn merge", function()
   -- How far the merged model's logits lie from PEFT's with the adapter, relative to the largest.
   local function off(model, name)
     local output = folder .. "/logits.safetensors"
-    local status, _, err = support.run { "forward", model, "--input", fixtures .. "/expected.safetensors", "--output", output, "--dtype", "f32" }
+    local status, _, err = support.run { "forward", model, "--input", fixtures .. "/expected.safetensors", "--output", output,
+      "--dtype", "f32" }
     assert.equal(0, status, err)
     local want, got = expected:read("logits." .. name), stores.open(output):read "logits"
     return largest(core.binary(want, got:view(want:shape()), "sub")) / largest(want)

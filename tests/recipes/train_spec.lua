@@ -61,8 +61,8 @@ describe("onn train", function()
     local data = folder .. "/ids.safetensors"
     assert(stores.write(data, { input_ids = expected:read "input_ids", labels = expected:read "labels" }, { format = "pt" }))
     local status, _, err = support.run { "train", fixtures .. "/model", data, "--adapter", fixtures .. "/all", "--out", folder .. "/peft",
-      "--log", folder .. "/peft.log", "--batch", "2", "--epochs", "3", "--no-shuffle", "--lr", "0.01", "--schedule", "constant", "--warmup", "0",
-      "--clip", "0.5", "--weight-decay", "0.1", "--betas", "0.8,0.95", "-q" }
+      "--log", folder .. "/peft.log", "--batch", "2", "--epochs", "3", "--no-shuffle", "--lr", "0.01", "--schedule", "constant",
+      "--warmup", "0", "--clip", "0.5", "--weight-decay", "0.1", "--betas", "0.8,0.95", "-q" }
     assert.equal(0, status, err)
     local want, step = expected:read("losses"):totable(), 0
     for line in io.lines(folder .. "/peft.log") do

@@ -11,7 +11,9 @@ local rules = {}
 
 -- The core's own methods: onn.tensor puts recorded ones in their place.
 local raw = {}
-for _, name in ipairs { "to", "view", "transpose", "narrow", "select", "expand", "contiguous", "clone" } do raw[name] = tensors.class[name] end
+for _, name in ipairs { "to", "view", "transpose", "narrow", "select", "expand", "contiguous", "clone" } do
+  raw[name] = tensors.class[name]
+end
 
 -- The gradient of a broadcast operand: summed over the dimensions along which it was repeated.
 local function unbroadcast(g, shape)
@@ -209,7 +211,8 @@ rules.rope = {
 -- q, k, v (tokens, heads, size); mask {starts=, causal=, window=, scale=}
 rules.attention = {
   forward = function(s, i, mask)
-    local y, lse = core.attention(i[1], i[2], i[3], mask.starts, mask.key_starts or mask.starts, mask.causal, mask.window, mask.scale, s.keep)
+    local keys = mask.key_starts or mask.starts
+    local y, lse = core.attention(i[1], i[2], i[3], mask.starts, keys, mask.causal, mask.window, mask.scale, s.keep)
     keep(s, i[1], i[2], i[3], y, lse)
     s.mask = mask
     return y
