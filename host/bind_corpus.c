@@ -80,21 +80,11 @@ static int32_t whole_at(lua_State *L, const View *v, int64_t at) {
     return (int32_t)value;
 }
 
-static void check_token(lua_State *L, const char *name, int64_t row, int64_t k, int64_t id, int64_t vocabulary) {
-    if (id >= 0 && id < vocabulary)
-        return;
-    lua_pushfstring(L, "%s: row %f, position %f holds %f, outside the model's 0..%f", name, (double)row, (double)k, (double)id,
-                    (double)(vocabulary - 1));
-    luaL_error(L, "%s", lua_tostring(L, -1));
-}
-
-/* corpus:add_tensor(input_ids, labels, vocabulary) -> labels that count. Both (N, T), i32 or i64; each row becomes a sample.
- * With a vocabulary, ids outside 0..vocabulary-1 and labels that are neither there nor -100 raise. */
+/* corpus:add_tensor(input_ids, labels) -> labels that count. Both (N, T), i32 or i64; each row becomes a sample. */
 static int l_add_tensor(lua_State *L) {
     Corpus *c = check_corpus(L);
     int has_labels = !lua_isnoneornil(L, 3);
-    lua_settop(L, 4);
-    int64_t vocabulary = lua_isnil(L, 4) ? 0 : check_integer(L, 4, 1, INT32_MAX);
+    lua_settop(L, 3);
     Tensor *t[2] = {check_tensor(L, 2), has_labels ? check_tensor(L, 3) : NULL};
     for (int i = 0; i < 1 + has_labels; i++)
         if ((t[i]->view.dtype != I32 && t[i]->view.dtype != I64) || t[i]->view.dims != 2 || !tensor_contiguous(t[i]))
@@ -109,11 +99,6 @@ static int l_add_tensor(lua_State *L) {
         for (int64_t k = 0; k < length; k++) {
             ids[k] = whole_at(L, &t[0]->view, r * length + k);
             labels[k] = has_labels ? whole_at(L, &t[1]->view, r * length + k) : ids[k];
-            if (vocabulary) {
-                check_token(L, "input_ids", r, k, ids[k], vocabulary);
-                if (labels[k] != -100)
-                    check_token(L, "labels", r, k, labels[k], vocabulary);
-            }
         }
         done(L, corpus_add(c, ids, labels, length, 0), 0);
     }
@@ -150,6 +135,18 @@ static int l_hash(lua_State *L) {
 
 /* Argument 2 as a sample's number, 1-based in Lua. */
 static int64_t check_sample(lua_State *L, const Corpus *c) { return check_integer(L, 2, 1, c->samples) - 1; }
+
+/* corpus:beyond(limit) -> the first id or label that is not below `limit`, its sample and its place there (1-based), or nothing */
+static int l_beyond(lua_State *L) {
+    int64_t sample = 0, place = 0;
+    int32_t id = corpus_beyond(check_corpus(L), (int32_t)check_integer(L, 2, 1, MOST_IDS), &sample, &place);
+    if (id < 0)
+        return 0;
+    lua_pushnumber(L, id);
+    lua_pushnumber(L, (lua_Number)(sample + 1));
+    lua_pushnumber(L, (lua_Number)(place + 1));
+    return 3;
+}
 
 static int l_length(lua_State *L) {
     Corpus *c = check_corpus(L);
@@ -301,7 +298,7 @@ int bind_corpus(lua_State *L) {
     static const luaL_Reg corpus[] = {
         {"add", l_add},       {"add_windows", l_add_windows}, {"add_tensor", l_add_tensor}, {"__len", l_samples},
         {"samples", l_samples}, {"tokens", l_tokens},         {"supervised", l_supervised}, {"hash", l_hash},
-        {"length", l_length}, {"ids", l_ids},                 {"labels", l_labels},         {"rows", l_rows},
+        {"length", l_length}, {"beyond", l_beyond}, {"ids", l_ids},                 {"labels", l_labels},         {"rows", l_rows},
         {"remove_last", l_remove_last}, {"__gc", l_corpus_free}, {NULL, NULL},
     };
     static const luaL_Reg rows[] = {

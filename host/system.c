@@ -128,6 +128,8 @@ const char *system_cpu_model(void) {
 }
 
 Status system_mkdirs(const char *path) {
+    if (!*path)
+        return fail(ERR_IO, "a directory without a name");
     char *copy = strdup(path);
     struct stat st;
     if (!copy)

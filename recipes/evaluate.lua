@@ -28,8 +28,9 @@ runtime.apply(opt)
 
 local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
 if #model.missing > 0 then cli.fail(model:why_not()) end
-opt.seq_len, opt.token_count = math.min(opt.seq_len, model.sizes.positions), model.sizes.vocabulary
+opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
 local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
+opt.vocab_size = model.sizes.vocabulary
 local set = cli.check(data.open(opt.data, tokenizer, opt))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
 if opt.dry_run then

@@ -37,7 +37,7 @@ if #model.missing > 0 then cli.fail(model:why_not()) end
 opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
 local chosen, unknown = layers.parse(opt.layers, model, opt)
 if chosen == false then cli.fail(unknown, 2) end
-opt.layers, opt.budget, opt.token_count = chosen, machine.budget, model.sizes.vocabulary
+opt.layers, opt.budget = chosen, machine.budget
 if opt.adapter then
   local rank, blocks = lora.extent(opt.adapter, model)
   opt.rank, opt.layers = cli.check(rank, blocks), blocks
@@ -56,6 +56,7 @@ end
 
 local resume, replaced = checkpoint.choose(opt)
 local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
+opt.vocab_size = model.sizes.vocabulary
 local set = cli.check(data.open(opt.data, tokenizer, opt))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
 local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt))
@@ -64,6 +65,7 @@ cli.check(model:load(report.loading(#model.stages)))
 local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle ~= false,
   seed = opt.seed, epoch = 0, cursor = 0 }
 local per_epoch = data.updates(set, order)
+for _, note in ipairs(data.notes(set, order)) do cli.note("data      %s", note) end
 local total = opt.steps or per_epoch * opt.epochs
 opt.total_steps, opt.recompute = total, plans.recompute
 local session = cli.check(Session.new(model, opt))

@@ -94,7 +94,7 @@ local function add_tensors(set, path, opt)
     labels, message, code = store:read "labels"
     if not labels then return nil, message, code end
   end
-  local ok, wrong = pcall(set.corpus.add_tensor, set.corpus, input_ids, labels, opt.token_count)
+  local ok, wrong = pcall(set.corpus.add_tensor, set.corpus, input_ids, labels)
   if not ok then return nil, path .. ": " .. tostring(wrong), "format" end
   if input_ids:size(2) > opt.seq_len then set.truncated = input_ids:size(1) end
   set.supervised_bytes = nil
@@ -102,13 +102,13 @@ local function add_tensors(set, path, opt)
 end
 
 -- open(source, tokenizer, opt): source is a path (JSONL, a JSON array, text, safetensors with input_ids) or a list of rows. The
--- tokenizer may be nil for safetensors. opt: seq_len (512), prompt_key, completion_key, template, loss, pack, token_count
--- (of the model: stored ids beyond it are refused).
+-- tokenizer may be nil for safetensors. opt: seq_len (512), prompt_key, completion_key, template, loss, pack, vocab_size (ids from there
+-- on are refused).
 -- Returns a set {corpus, kind, tokens, samples, supervised, supervised_bytes, truncated, skipped}; or nil, message, code.
 function data.open(source, tokenizer, opt)
   opt = opt or {}
   local settings = { seq_len = opt.seq_len or 512, pack = opt.pack, prompt_key = opt.prompt_key, completion_key = opt.completion_key,
-    template = opt.template, loss = opt.loss, token_count = opt.token_count }
+    template = opt.template, loss = opt.loss }
   local set = { corpus = corpora.new(), path = type(source) == "string" and source or "the rows given", truncated = 0, skipped = 0,
     only_last = 0, supervised_bytes = 0, seq_len = settings.seq_len, plans = {}, ordered = {} }
   local message, code
@@ -132,19 +132,27 @@ function data.open(source, tokenizer, opt)
     return nil, set.skipped > 0 and ("%s: none of %d rows has a token to train within %d tokens"):format(set.path, set.skipped,
       set.seq_len) or set.path .. ": there are no rows", "format"
   end
+  if set.corpus:supervised() == 0 then return nil, set.path .. ": no token has a label (all are -100): there is nothing to train", "format" end
+  if opt.vocab_size then
+    local id, sample, place = set.corpus:beyond(opt.vocab_size)
+    if id then
+      return nil, ("%s: token %d of sample %d is %d; the model has ids 0 to %d"):format(set.path, place, sample, id, opt.vocab_size - 1), "format"
+    end
+  end
   set.samples, set.tokens, set.supervised = #set.corpus, set.corpus:tokens(), set.corpus:supervised()
   return set
 end
 
 function data.size(set) return #set.corpus end
 
--- notes(set): lines that say what was left out of training.
-function data.notes(set)
+-- notes(set, order): lines that say what is left out of training; order: see batches().
+function data.notes(set, order)
   local notes = {}
   local function note(n, text)
     if n > 0 then notes[#notes + 1] = text:format(n) end
   end
-  note(set.truncated, "%d samples were cut to " .. set.seq_len .. " tokens")
+  local rows = data.rows(set, order or {}):info()
+  note(math.max(set.truncated, rows.truncated), "%d samples were cut to " .. set.seq_len .. " tokens")
   note(set.skipped, "%d rows were left out: nothing to train within " .. set.seq_len .. " tokens")
   note(set.only_last, "%d conversations are trained on their last turn only: the chat template rewrites earlier ones")
   return notes

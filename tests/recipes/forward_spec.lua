@@ -64,6 +64,6 @@ describe("onn forward", function()
     refused(1, "no tensor 'input_ids'", "--input", fixtures .. "/model/model.safetensors", "--output", output)
     local big = folder .. "/big.safetensors"
     assert(stores.write(big, { input_ids = require("onn.core.tensor").from_table({ { 1, 48 } }, "i64") }, { format = "pt" }))
-    refused(1, "input_ids: row 0, position 1 holds 48, outside the model's 0%.%.47", "--input", big, "--output", output)
+    refused(1, "token 2 of row 1 is 48; the model has ids 0 to 47", "--input", big, "--output", output)
   end)
 end)
