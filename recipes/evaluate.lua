@@ -16,7 +16,8 @@ local opt = cli.parse {
     { "adapter", type = "string", metavar = "DIR", help = "LoRA adapter to put on the model" },
     { "seq-len", type = "integer", default = 512, min = 2, help = "longest sequence in tokens" },
     { "batch", type = "integer", default = 8, min = 1, help = "sequences that go through together" },
-    { "loss", type = "string", choices = { "all", "completion" }, help = "which tokens count (default: completion for pairs, all for text)" },
+    { "loss", type = "string", choices = { "all", "completion" },
+      help = "which tokens count (default: completion for pairs, all for text)" },
     { "prompt-key", type = "string", help = "key of the prompt in DATA" },
     { "completion-key", type = "string", help = "key of the completion in DATA" },
     { "template", type = "string", help = "file or text with {prompt} and {completion}" },
@@ -31,6 +32,7 @@ opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
 local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
 opt.vocab_size = model.sizes.vocabulary
 local set = cli.check(data.open(opt.data, tokenizer, opt))
+for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
 if opt.dry_run then
   cli.json { model = opt.model, samples = data.size(set), tokens = set.tokens }
   os.exit(0)

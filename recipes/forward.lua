@@ -2,6 +2,7 @@
 local batch = require "onn.batch"
 local cli = require "onn.cli"
 local core = require "onn.core.ops"
+local corpora = require "onn.core.corpus"
 local full = require "onn.nn.full"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
@@ -36,6 +37,13 @@ local input = cli.check(store.open(opt.input))
 if not input:info "input_ids" then cli.fail(("%s: no tensor 'input_ids'"):format(opt.input)) end
 local ids = cli.check(input:read "input_ids")
 local labels = input:info "labels" and cli.check(input:read "labels")
+local checked = corpora.new()
+local fits, misfit = pcall(checked.add_tensor, checked, ids, labels)
+if not fits then cli.fail(("%s: %s"):format(opt.input, misfit)) end
+local id, row, place = checked:beyond(model.sizes.vocabulary)
+if id then
+  cli.fail(("%s: token %d of row %d is %d; the model has ids 0 to %d"):format(opt.input, place, row, id, model.sizes.vocabulary - 1))
+end
 local shape = ids:shape()
 if #shape ~= 2 then cli.fail(("%s: input_ids should be (rows, length)"):format(opt.input)) end
 if opt.dry_run then

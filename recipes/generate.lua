@@ -18,7 +18,8 @@ local opt = cli.parse {
   arguments = { { "MODEL", "model directory" } },
   options = {
     { "prompt", type = "string", help = "the text to continue; standard input without it" },
-    { "prompts", type = "string", metavar = "FILE", help = 'JSON lines of {"prompt"}, decoded together; one {"prompt","text"} a line comes out' },
+    { "prompts", type = "string", metavar = "FILE",
+      help = 'JSON lines of {"prompt"}, decoded together; one {"prompt","text"} a line comes out' },
     { "chat", help = "apply the chat template; a conversation when on a terminal without --prompt" },
     { "system", type = "string", help = "system message of --chat" },
     { "adapter", type = "string", metavar = "DIR", help = "LoRA adapter to put on the model" },
@@ -109,7 +110,8 @@ elseif opt.chat and not opt.prompt and terminal.isatty(0) then
   until not line or (report and report.interrupted)
 else
   local text = opt.prompt or io.read "*a"
-  texts, report = completion.run(model, tokenizer, { encode(opt.chat and messages_of(text) or text) }, opt, not cli.wants_json() and say or nil)
+  local ids = encode(opt.chat and messages_of(text) or text)
+  texts, report = completion.run(model, tokenizer, { ids }, opt, not cli.wants_json() and say or nil)
   if cli.wants_json() then
     cli.json { prompt = text, text = texts[1], prompt_tokens = report.prompt_tokens, new_tokens = report.new_tokens,
       prefill_seconds = report.prefill_seconds, decode_seconds = report.decode_seconds }

@@ -58,6 +58,7 @@ local resume, replaced = checkpoint.choose(opt)
 local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
 opt.vocab_size = model.sizes.vocabulary
 local set = cli.check(data.open(opt.data, tokenizer, opt))
+for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
 local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt))
 cli.check(model:load(report.loading(#model.stages)))
 

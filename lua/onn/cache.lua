@@ -44,7 +44,8 @@ function Cache:attend(layer, q, k, v, window, scale)
     local keys, values = block.k:select(1, self.slot), block.v:select(1, self.slot)
     keys:narrow(1, length + 1, n):copy(k)
     values:narrow(1, length + 1, n):copy(v)
-    return (core.attention(q, keys:narrow(1, 1, length + n), values:narrow(1, 1, length + n), self.q_starts, self.k_starts, true, window, scale))
+    keys, values = keys:narrow(1, 1, length + n), values:narrow(1, 1, length + n)
+    return (core.attention(q, keys, values, self.q_starts, self.k_starts, true, window, scale))
   end
   for s = 1, n do
     local at = self.lengths[s] + 1

@@ -82,7 +82,7 @@ local function add_text(set, path, tokenizer, opt)
 end
 
 -- input_ids (N, T) and optionally labels of the same shape, i32 or i64.
-local function add_tensors(set, path)
+local function add_tensors(set, path, opt)
   local stores = require "onn.core.store"
   local store, message, code = stores.open(path)
   if not store then return nil, message, code end
@@ -96,6 +96,7 @@ local function add_tensors(set, path)
   end
   local ok, wrong = pcall(set.corpus.add_tensor, set.corpus, input_ids, labels)
   if not ok then return nil, path .. ": " .. tostring(wrong), "format" end
+  if input_ids:size(2) > opt.seq_len then set.truncated = input_ids:size(1) end
   set.supervised_bytes = nil
   return true
 end
@@ -120,7 +121,7 @@ function data.open(source, tokenizer, opt)
   if set.kind ~= "safetensors" and not tokenizer then return nil, set.path .. ": text needs the model's tokenizer", "argument" end
   local ok
   if set.kind == "safetensors" then
-    ok, message, code = add_tensors(set, source)
+    ok, message, code = add_tensors(set, source, settings)
   elseif set.kind == "text" then
     ok, message, code = add_text(set, source, tokenizer, settings)
   else

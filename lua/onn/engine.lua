@@ -91,7 +91,7 @@ function Engine:train(rows, options)
   end
   if chosen == false then error(unknown, 2) end
   opt.layers = chosen
-  opt.budget = self.machine.budget
+  opt.budget, opt.vocab_size = self.machine.budget, self.model.sizes.vocabulary
   local set = assert(data.open(rows, text_tokenizer(self), opt))
   local plans = plan.training(self.model, opt)
   local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle,

@@ -69,7 +69,7 @@ end
 local function texts_of(path)
   local text, message, code = system.read_file(path)
   if not text then return nil, message, code end
-  local list, value = {}, nil
+  local list, value = {}
   if path:find "%.json$" then
     value, message, code = json.decode(text, path)
     if value == nil then return nil, message, code end
@@ -144,7 +144,8 @@ function fresh.weights(directory, config, seed)
   config.dtype, config.torch_dtype = "float32", "float32"
   local generation = { bos_token_id = config.bos_token_id, eos_token_id = config.eos_token_id }
   local ok, message, code = system.write_file(directory .. "/config.json", json.encode(config, { pretty = true }) .. "\n")
-  if ok then ok, message, code = system.write_file(directory .. "/generation_config.json", json.encode(generation, { pretty = true }) .. "\n") end
+  local text = json.encode(generation, { pretty = true }) .. "\n"
+  if ok then ok, message, code = system.write_file(directory .. "/generation_config.json", text) end
   if not ok then return nil, message, code end
   return scope(function()
     local values = {}

@@ -14,7 +14,7 @@ function report.plan(model, plans, machine, peak_flops)
   cli.note("plan      weights %s + optimizer %s + tapes %s + working %s = %s of %s; micro-batch %d, %s",
     units.bytes(plans.weights), units.bytes(plans.state), units.bytes(plans.tape), units.bytes(plans.working), units.bytes(plans.peak),
     units.bytes(machine.budget), plans.micro_batch, plans.recompute and "activations rebuilt" or "activations kept")
-  cli.note("limit     %s per token; at this machine's %s that is %.0f tokens/s", units.operations(plans.flops_per_token),
+  cli.note("limit     %s per token; at this machine's %s that is %.0f tokens/s", units.count(plans.flops_per_token) .. "FLOP",
     units.flops(peak_flops), peak_flops / plans.flops_per_token)
 end
 
@@ -41,7 +41,10 @@ Log.__index = Log
 -- facts: {total (updates), plan, peak_flops, first (updates done before)}.
 function report.training_log(opt, facts)
   local self = setmetatable({ opt = opt, facts = facts, losses = {}, tokens = 0, seconds = 0 }, Log)
-  if opt.log then self.file = cli.check(io.open(opt.log, facts.first > 0 and "a" or "w")) end
+  if opt.log then
+    local file, message = io.open(opt.log, facts.first > 0 and "a" or "w")
+    self.file = cli.check(file, "--log " .. tostring(message)) -- io.open's third value is no exit status
+  end
   if opt.tensorboard then self.board = cli.check(tensorboard.open(opt.tensorboard)) end
   self.bar = progress.new { total = facts.total, label = "train", unit = "steps", quiet = cli.is_quiet() }
   return self
@@ -105,8 +108,8 @@ function Log:summary(session, out, peak, plot)
   local rate = median(self.rates)
   local share = rate and rate * self.facts.plan.flops_per_token / self.facts.peak_flops
   local first, last = self.losses[1], self.losses[#self.losses]
-  local result = { out = out, steps = session.step, skipped = session.skipped, loss_first = first and first[2],
-    loss_last = last and last[2],
+  local result = { out = out, steps = session.step, skipped = session.skipped,
+    loss_first = first and first[2], loss_last = last and last[2],
     eval_before = finite(self.before), eval_after = finite(self.after), tokens = self.tokens, seconds = self.seconds, tokens_per_s = rate,
     limit_share = share, bound = "compute", device_peak = peak, predicted_peak = self.facts.plan.peak,
     ram_peak = require("onn.core.system").peak_rss(), trained_parameters = self.facts.plan.parameters }

@@ -32,7 +32,8 @@ end
 -- Returns total + the sum of nll in token order (double).
 function sweep.gradient(model, batch, opt)
   local lowest, last = sweep.lowest(model), #model.stages
-  local ctx = { dtype = model.dtype, training = true, seed = opt.seed, epoch = opt.epoch, labels = batch.labels, rows = batch.rows, loss_scale = opt.scale }
+  local ctx = { dtype = model.dtype, training = true, seed = opt.seed, epoch = opt.epoch, labels = batch.labels, rows = batch.rows,
+    loss_scale = opt.scale }
   local carries, tapes = {}, {}
   local carry = model:carry(batch)
   for i = 1, last do

@@ -3,6 +3,7 @@
 local core = require "onn.core.tensor"
 local raw = require "onn.core.ops"
 local ops = require "onn.ops"
+local tape = require "onn.autograd.tape"
 
 local tensor = {}
 local class = core.class
@@ -52,6 +53,18 @@ for _, name in ipairs { "exp", "log", "sqrt", "abs", "square", "tanh", "sigmoid"
   "softmax", "matmul", "affine", "add", "sub", "mul", "div" } do
   class[name] = ops[name]
 end
+-- Views, copies and conversions pass gradients on.
+for _, name in ipairs { "to", "view", "transpose", "narrow", "select", "expand", "contiguous", "clone" } do class[name] = ops[name] end
+
+-- What changes a tensor in place would make its gradient wrong, so it is refused where one is wanted.
+for _, name in ipairs { "copy", "fill" } do
+  local raw_method = class[name]
+  class[name] = function(t, ...)
+    if tape.tracked(t) then error(name .. ": this tensor's gradient is wanted, so it cannot be changed in place", 2) end
+    return raw_method(t, ...)
+  end
+end
+
 -- Reductions over the last dimension, or over all elements with "all".
 function class.sum(t, all) return ops.sum(all == "all" and ops.view(t:contiguous(), { t:numel() }) or t) end
 function class.mean(t, all) return ops.mean(all == "all" and ops.view(t:contiguous(), { t:numel() }) or t) end

@@ -78,6 +78,22 @@ describe("rotary positions", function()
     end
   end)
 
+  it("round once from f32 to bf16, and widen bf16, as converting before or after does", function()
+    for _, case in ipairs { { 6, 3 }, { 80, 40 }, { 96, 24 } } do
+      for _, interleaved in ipairs { false, true } do
+        local cos, sin, at = random("f32", { 7, case[2] }, 2), random("f32", { 7, case[2] }, 3), ints { 6, 0, 3 }
+        local x = random("f32", { 3, 2, case[1] }, 1)
+        local want = ops.rope(x, cos, sin, at, interleaved, 1):to "bf16"
+        assert.same(want:totable(), ops.rope(x, cos, sin, at, interleaved, 1, "bf16"):totable())
+        local narrow = x:to "bf16"
+        want = ops.rope(narrow:to "f32", cos, sin, at, interleaved, 1)
+        assert.same(want:totable(), ops.rope(narrow, cos, sin, at, interleaved, 1, "f32"):totable())
+      end
+    end
+    local x, angles = random("f32", { 1, 1, 4 }, 1), random("f32", { 1, 2 }, 2)
+    assert.error_matches(function() ops.rope(x, angles, angles, ints { 0 }, false, 1, "f16") end, "expected f32 or bf16")
+  end)
+
   it("come back after the backward of their own angles", function()
     local inv = core.from_table { 1, 0.1, 0.01, 0.001 }
     local cos, sin = ops.rope_table(inv, 50)

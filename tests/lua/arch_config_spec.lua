@@ -31,6 +31,24 @@ describe("a config", function()
     assert.is_table(arch.describe { model_type = "x", text_config = sound })
   end)
 
+  it("leaves what it does not say to the family's defaults, and null is said", function()
+    local bare = { hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 8, num_key_value_heads = 8,
+      vocab_size = 100 }
+    local function sizes(kind, changes)
+      local config = { model_type = kind }
+      for k, v in pairs(bare) do config[k] = v end
+      for k, v in pairs(changes or {}) do config[k] = v end
+      return assert(arch.describe(config)).sizes
+    end
+    assert.equal(1e-6, sizes("llama").eps)
+    assert.equal(1e-5, sizes("phi3").eps)
+    assert.equal(128, sizes("qwen3").head_size)
+    assert.equal(4, sizes("qwen2").head_size)
+    assert.equal(4096, sizes("mistral").windows[0])
+    assert.equal(0, sizes("mistral", { sliding_window = json.null }).windows[1])
+    assert.equal(131072, sizes("mistral").positions)
+  end)
+
   it("needs its sizes as positive integers of a sane size", function()
     for _, key in ipairs { "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size" } do
       refused({ [key] = json.null }, "'" .. key .. "' should be a positive integer.*found nothing")

@@ -9,6 +9,12 @@ local tensors = require "onn.core.tensor"
 
 local rules = {}
 
+-- The core's own methods: onn.tensor puts recorded ones in their place.
+local raw = {}
+for _, name in ipairs { "to", "view", "transpose", "narrow", "select", "expand", "contiguous", "clone" } do
+  raw[name] = tensors.class[name]
+end
+
 -- The gradient of a broadcast operand: summed over the dimensions along which it was repeated.
 local function unbroadcast(g, shape)
   local dims = g:shape()
@@ -78,26 +84,47 @@ rules.affine = {
 }
 
 rules.to = {
-  forward = function(s, i, dtype) s.dtype = i[1]:dtype(); return i[1]:to(dtype) end,
+  forward = function(s, i, dtype) s.dtype = i[1]:dtype(); return raw.to(i[1], dtype) end,
   backward = function(s, dy) return dy:to(s.dtype) end,
 }
 
 rules.view = {
-  forward = function(s, i, shape) s.shape = i[1]:shape(); return i[1]:view(shape) end,
+  forward = function(s, i, ...) s.shape = i[1]:shape(); return raw.view(i[1], ...) end,
   backward = function(s, dy) return dy:contiguous():view(s.shape) end,
 }
 
 rules.transpose = {
-  forward = function(s, i, first, second) s.first, s.second = first, second; return i[1]:transpose(first, second) end,
+  forward = function(s, i, first, second) s.first, s.second = first, second; return raw.transpose(i[1], first, second) end,
   backward = function(s, dy) return dy:transpose(s.first, s.second):contiguous() end,
 }
+
+-- Parts of a tensor, whose gradients are zero elsewhere.
+for _, name in ipairs { "narrow", "select" } do
+  rules[name] = {
+    forward = function(s, i, ...) s.shape, s.where = i[1]:shape(), { ... }; return raw[name](i[1], ...) end,
+    backward = function(s, dy)
+      local dx = tensors.zeros(dy:dtype(), s.shape)
+      raw[name](dx, unpack(s.where)):copy(dy)
+      return dx
+    end,
+  }
+end
+
+rules.expand = {
+  forward = function(s, i, ...) s.shape = i[1]:shape(); return raw.expand(i[1], ...) end,
+  backward = function(s, dy) return unbroadcast(dy:contiguous(), s.shape) end,
+}
+
+for _, name in ipairs { "contiguous", "clone" } do
+  rules[name] = { forward = function(_, i) return raw[name](i[1]) end, backward = function(_, dy) return dy end }
+end
 
 -- Splits the last dimension into parts of the given sizes: views, whose gradients are laid side by side again.
 rules.split = {
   forward = function(s, i, sizes)
     local x, parts, at = i[1], {}, 1
     s.sizes, s.shape = sizes, x:shape()
-    for k, size in ipairs(sizes) do parts[k], at = x:narrow(#s.shape, at, size), at + size end
+    for k, size in ipairs(sizes) do parts[k], at = raw.narrow(x, #s.shape, at, size), at + size end
     return unpack(parts)
   end,
   backward = function(s, _, c)
@@ -184,7 +211,8 @@ rules.rope = {
 -- q, k, v (tokens, heads, size); mask {starts=, causal=, window=, scale=}
 rules.attention = {
   forward = function(s, i, mask)
-    local y, lse = core.attention(i[1], i[2], i[3], mask.starts, mask.key_starts or mask.starts, mask.causal, mask.window, mask.scale, s.keep)
+    local keys = mask.key_starts or mask.starts
+    local y, lse = core.attention(i[1], i[2], i[3], mask.starts, keys, mask.causal, mask.window, mask.scale, s.keep)
     keep(s, i[1], i[2], i[3], y, lse)
     s.mask = mask
     return y

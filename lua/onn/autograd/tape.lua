@@ -143,5 +143,8 @@ function Tape:release()
   self.saved, self.nodes, self.tracked = {}, {}, {}
 end
 
-return { new = Tape.new, apply = apply, constant = constant, leaf = leaf, forget = forget, gradient = gradient,
+-- Does a tape record now, and would a gradient reach `t`?
+local function tracked(t) return current ~= nil and (current.tracked[t] or leaves[t] ~= nil) or false end
+
+return { tracked = tracked, new = Tape.new, apply = apply, constant = constant, leaf = leaf, forget = forget, gradient = gradient,
   recording = function() return current end }

@@ -11,7 +11,8 @@ return function(layer, x, ctx, dtype)
   if ctx.decode then return core.linear_decode(x, layer.weight, layer.bias, a, b, scale, dtype) end
   local apart
   if adapter and adapter.dropout > 0 and ctx.training then
-    apart = ops.dropout(x, adapter.dropout, { seed = ctx.seed, site = ("%s/dropout/%d"):format(adapter.name, ctx.epoch or 0), counter = 0 }, ctx.rows)
+    local site = ("%s/dropout/%d"):format(adapter.name, ctx.epoch or 0)
+    apart = ops.dropout(x, adapter.dropout, { seed = ctx.seed, site = site, counter = 0 }, ctx.rows)
   end
   return (ops.linear(x, layer.weight, layer.bias, a, b, apart, scale, dtype))
 end

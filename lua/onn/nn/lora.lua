@@ -38,7 +38,8 @@ function lora.parameters(adapter)
       local value = one[part]
       local gradient = tape.gradient(used) or tensors.keep(tensors.zeros("f32", value:shape()))
       tape.leaf(used, gradient)
-      params[#params + 1] = { name = one.name .. "." .. part, value = value, gradients = { gradient }, shadow = used ~= value and used or nil }
+      params[#params + 1] = { name = one.name .. "." .. part, value = value, gradients = { gradient },
+        shadow = used ~= value and used or nil }
     end
   end
   return params
@@ -72,7 +73,8 @@ local function read_targets(model, given)
     local found = false
     for _, item in ipairs(model:linear_layers()) do found = found or targeted(item.layer.name, { target }) end
     if not found then
-      return nil, ("targets: '%s' is no linear layer of this model%s (it has %s)"):format(target, nearest.hint(target, known), table.concat(known, ", "))
+      return nil, ("targets: '%s' is no linear layer of this model%s (it has %s)"):format(target, nearest.hint(target, known),
+        table.concat(known, ", "))
     end
   end
   if #targets == 0 then return nil, "targets: no layer is named" end
@@ -88,9 +90,10 @@ function lora.create(model, opt)
   for _, item in ipairs(model:linear_layers()) do
     local layer, index = item.layer, item.stage.index
     if (not opt.layers or opt.layers[index]) and targeted(layer.name, targets) then
-      local one = { name = layer.name, alpha = opt.alpha, scale = scale_of(opt.alpha, opt.rank, opt.rslora), dropout = opt.dropout or 0, index = index }
-      local bound = 1 / math.sqrt(layer.into)
-      one.A = tensors.keep(core.uniform(tensors.new("f32", { opt.rank, layer.into }), opt.seed or 0, layer.name .. ".lora_A", 0, -bound, bound))
+      local one = { name = layer.name, alpha = opt.alpha, scale = scale_of(opt.alpha, opt.rank, opt.rslora),
+        dropout = opt.dropout or 0, index = index }
+      local bound, A = 1 / math.sqrt(layer.into), tensors.new("f32", { opt.rank, layer.into })
+      one.A = tensors.keep(core.uniform(A, opt.seed or 0, layer.name .. ".lora_A", 0, -bound, bound))
       one.B = tensors.keep(tensors.zeros("f32", { layer.out, opt.rank }))
       attach(model, layer, one)
       adapter.modules[#adapter.modules + 1] = one
@@ -159,7 +162,8 @@ local function present(value) return value ~= nil and value ~= json.null and val
 -- What of PEFT's config changes the result beyond A, B and a scale; nil if nothing does.
 local function unsupported(config)
   if config.peft_type ~= "LORA" then return ("peft_type '%s'"):format(tostring(config.peft_type)) end
-  for _, key in ipairs { "use_dora", "use_qalora", "fan_in_fan_out", "lora_bias", "alora_invocation_tokens" } do
+  for _, key in ipairs { "use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias", "alora_invocation_tokens", "arrow_config",
+    "kasa_config", "monteclora_config" } do
     if present(config[key]) then return key end
   end
   for _, key in ipairs { "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters" } do
@@ -167,7 +171,7 @@ local function unsupported(config)
   end
   if present(config.bias) and config.bias ~= "none" then return ("bias '%s'"):format(tostring(config.bias)) end
   local init = config.init_lora_weights -- these subtract from the base weights before training
-  if type(init) == "string" and (init:find "^pissa" or init == "olora" or init == "corda" or init == "loftq") then
+  if type(init) == "string" and (init:find "^pissa" or init == "olora" or init == "corda" or init == "loftq" or init == "lora_ga") then
     return ("init_lora_weights '%s'"):format(init)
   end
 end
@@ -215,14 +219,16 @@ function lora.load(model, directory)
     store:close()
     return nil, directory .. "/adapter_config.json: 'r' and 'lora_alpha' should be numbers", "format"
   end
-  local adapter = { rank = config.r, alpha = config.lora_alpha, dropout = type(config.lora_dropout) == "number" and config.lora_dropout or 0,
+  local adapter = { rank = config.r, alpha = config.lora_alpha,
+    dropout = type(config.lora_dropout) == "number" and config.lora_dropout or 0,
     rslora = config.use_rslora == true, modules = {} }
   local used, failure = {}, nil
   local function read(name, shape, d)
     local info = store:info(name)
     if not info then return nil, ("%s: tensor '%s' is missing"):format(directory, name) end
     if #info.shape ~= 2 or info.shape[d] ~= shape then
-      return nil, ("%s: tensor '%s' has the shape (%s), expected %d in dimension %d"):format(directory, name, table.concat(info.shape, ", "), shape, d)
+      return nil, ("%s: tensor '%s' has the shape (%s), expected %d in dimension %d"):format(directory, name,
+        table.concat(info.shape, ", "), shape, d)
     end
     used[name] = true
     return store:read(name, "f32")
@@ -241,10 +247,13 @@ function lora.load(model, directory)
         local expected, bad_rank = pattern_value(config.rank_pattern, layer.name)
         local alpha, bad_alpha = pattern_value(config.alpha_pattern, layer.name)
         if bad_rank or bad_alpha then
-          failure = ("%s/adapter_config.json: %s: %s"):format(directory, bad_rank and "rank_pattern" or "alpha_pattern", bad_rank or bad_alpha)
+          local which = bad_rank and "rank_pattern" or "alpha_pattern"
+          failure = ("%s/adapter_config.json: %s: %s"):format(directory, which, bad_rank or bad_alpha)
         end
         expected, one.alpha = expected or adapter.rank, alpha or adapter.alpha
-        if rank ~= expected then failure = ("%s: '%s' has rank %d, the config says %s"):format(directory, layer.name, rank, tostring(expected)) end
+        if rank ~= expected then
+          failure = ("%s: '%s' has rank %d, the config says %s"):format(directory, layer.name, rank, tostring(expected))
+        end
         one.scale = scale_of(one.alpha, rank, adapter.rslora)
         attach(model, layer, one)
         adapter.modules[#adapter.modules + 1] = one

@@ -146,6 +146,10 @@ function rope.new(parameters, interleaved)
     self.capacity, self.regime = capacity, regime
     return self
   end
+  function held:free()
+    if self.cos then self.cos:free() self.sin:free() end
+    self.cos, self.sin, self.capacity = nil, nil, 0
+  end
   return held
 end
 
