@@ -58,7 +58,7 @@ end
 -- {family, sizes, stages} of a config, or nil and a list of what is missing for running it.
 function arch.describe(config)
   config = arch.clean(config)
-  local kind = config.model_type
+  local kind = config.model_type or config.architecture
   if type(kind) ~= "string" then return nil, { "config.json: no 'model_type'" } end
   local family = arch.families()[kind]
   if not family then

@@ -1,0 +1,124 @@
+-- Short measurements of this machine, through the kernels and files that models use. Each gives the best of several calls: a limit
+-- is what is reached when nothing disturbs. Rates are per second, sizes in bytes.
+local core = require "onn.core.ops"
+local scope = require "onn.scope"
+local stores = require "onn.core.store"
+local system = require "onn.core.system"
+local tensors = require "onn.core.tensor"
+
+local probes = {}
+
+-- Seconds of the fastest call: at least 3 calls and about `least` seconds of them, after one that is not counted.
+local function fastest(f, least)
+  f()
+  local best, spent, calls = math.huge, 0, 0
+  while calls < 3 or (spent < least and calls < 200) do
+    local began = system.now()
+    f()
+    local took = system.now() - began
+    best, spent, calls = math.min(best, took), spent + took, calls + 1
+  end
+  return best
+end
+
+-- FLOP/s of x (rows, into) by a weight (out, into), through the kernel that training uses.
+function probes.product(dtype, rows, out, into)
+  return scope(function()
+    local x, w = tensors.new(dtype, { rows, into }):fill(0.5), tensors.new(dtype, { out, into }):fill(0.25)
+    return 2 * rows * out * into / fastest(function() core.linear(x, w):free() end, 0.02)
+  end)
+end
+
+-- A small model's feed-forward weight (576 x 1536) and a large one; rows in powers of two.
+local shapes = { { 1536, 576 }, { 2048, 2048 } }
+
+-- {dtype, rows, out, into, flops} for every dtype with fast arithmetic here.
+function probes.products()
+  local list, _, native = {}, tensors.backend()
+  for _, dtype in ipairs(native and { "f32", "bf16" } or { "f32" }) do
+    for _, shape in ipairs(shapes) do
+      for power = 0, 10 do
+        local rows, out, into = 2 ^ power, shape[1], shape[2]
+        list[#list + 1] = { dtype = dtype, rows = rows, out = out, into = into, flops = probes.product(dtype, rows, out, into) }
+      end
+    end
+  end
+  return list
+end
+
+-- Products with fewer threads: {dtype, threads, flops} at 256 rows.
+function probes.threads()
+  local list, all, _, native = {}, tensors.threads(), tensors.backend()
+  for _, dtype in ipairs(native and { "f32", "bf16" } or { "f32" }) do
+    local threads = 1
+    while threads <= all do
+      tensors.set_threads(threads)
+      list[#list + 1] = { dtype = dtype, threads = threads, flops = probes.product(dtype, 256, 2048, 2048) }
+      threads = threads < all and math.min(threads * 2, all) or all + 1
+    end
+  end
+  tensors.set_threads(all)
+  return list
+end
+
+-- Bytes/s by size: `read` looks at every element once, `decode` is one token's product with a weight of that size in bf16 (f32
+-- where the processor has no bf16), `copy` counts bytes read and written.
+function probes.memory(most)
+  local list, _, native = {}, tensors.backend()
+  local dtype, width = native and "bf16" or "f32", 1024
+  for _, mib in ipairs { 0.25, 1, 4, 16, 64, 256 } do
+    local bytes = mib * 2 ^ 20
+    if 2 * bytes > most then break end
+    list[#list + 1] = scope(function()
+      local w, x = tensors.new(dtype, { bytes / (native and 2 or 4) / width, width }):fill(0.25), tensors.new(dtype, { 1, width }):fill(1)
+      local decode = fastest(function() core.linear_decode(x, w):free() end, 0.02)
+      w:free()
+      local from, to = tensors.new("f32", { bytes / 4 / width, width }):fill(1), tensors.new("f32", { bytes / 4 / width, width })
+      local read = fastest(function() core.reduce(from, "max"):free() end, 0.02)
+      local copy = fastest(function() to:copy(from) end, 0.02)
+      return { bytes = bytes, read = bytes / read, decode = bytes / decode, copy = 2 * bytes / copy }
+    end)
+  end
+  return list
+end
+
+-- Tells the system to forget a file's pages, so that the next read comes from the disk. Returns whether it could.
+local function forget(path)
+  local ok, fcntl = pcall(require, "posix.fcntl")
+  if not ok or not fcntl.posix_fadvise then return false end
+  local fd = fcntl.open(path, fcntl.O_RDONLY)
+  if not fd then return false end
+  local result = fcntl.posix_fadvise(fd, 0, 0, fcntl.POSIX_FADV_DONTNEED)
+  require("posix.unistd").close(fd)
+  return result == 0
+end
+
+-- Bytes/s at which the store brings tensors from a file under `directory` into memory: {bytes, cold, warm, write}; cold is absent
+-- where the system cannot be told to forget. nil when the disk has no room.
+function probes.disk(directory)
+  local bytes, path = 64 * 2 ^ 20, ("%s/probe-%d.safetensors"):format(directory, system.pid())
+  if (system.free_disk(directory) or 0) < 8 * bytes then return nil end
+  local result = scope(function()
+    local values = {}
+    for i = 1, 4 do values["part" .. i] = core.uniform(tensors.new("f32", { bytes / 16 }), 1, "probes", i, 0, 1) end
+    local began = system.now()
+    if not stores.write(path, values, {}) then return nil end
+    local facts = { bytes = bytes, write = bytes / (system.now() - began) }
+    for _, t in pairs(values) do t:free() end
+    local function read()
+      local store = assert(stores.open(path))
+      local start = system.now()
+      for i = 1, 4 do store:read("part" .. i):free() end
+      local took = system.now() - start
+      store:close()
+      return bytes / took
+    end
+    if forget(path) then facts.cold = read() end
+    facts.warm = math.max(read(), read(), read())
+    return facts
+  end)
+  os.remove(path)
+  return result
+end
+
+return probes

@@ -1,0 +1,102 @@
+-- inspect: what a model is, and whether it can be run
+local cli = require "onn.cli"
+local inspect = require "onn.inspect"
+local plan = require "onn.plan"
+local units = require "onn.units"
+
+local opt = cli.parse {
+  name = "inspect",
+  summary = "Says what MODEL is: parameters, bytes, stages and tensors; what can be run, and what is missing for it. Reads headers only.",
+  example = "onn inspect models/smollm2",
+  arguments = { { "MODEL", "model directory, .safetensors file, or org/name in the hub cache" } },
+  options = {
+    { "all", help = "list every stage and tensor" },
+    { "family", type = "string", metavar = "NAME", help = "take this architecture where there is no config.json" },
+    { "set", type = "pair", repeats = true, help = "a value of the config that --family stands in for (repeatable)" },
+  },
+}
+if opt.set and not opt.family then cli.fail("--set needs --family", 2) end
+local config = opt.family and inspect.stand_in(opt.family, opt.set)
+local a, model = inspect.analyse(opt.model, { dtype = opt.dtype, config = config })
+cli.check(a, model)
+
+local needs = {}
+if a.runnable then
+  needs.generate = plan.generation(model, { max_tokens = 256 }).peak
+  needs.train = plan.training(model, { rank = 8, batch = 8, micro_batch = 1, seq_len = math.min(512, model.sizes.positions),
+    recompute = "on" }).peak
+  a.needs_bytes, a.compute_dtype = needs, model.dtype
+end
+if opt.json then
+  cli.json(a)
+  os.exit(0)
+end
+
+local dtypes = {}
+for dtype, count in pairs(a.dtypes) do dtypes[#dtypes + 1] = ("%s %s"):format(dtype, units.count(count)) end
+table.sort(dtypes)
+local function grouped(n) return (("%.0f"):format(n):reverse():gsub("(%d%d%d)", "%1,"):reverse():gsub("^,", "")) end
+cli.print(("model         %s\narchitecture  %s (%s)\nparameters    %s (%s)\nbytes         %s\nlayers        %d, width %s"):format(a.path,
+  a.architecture, a.architecture_type, grouped(a.total_params), table.concat(dtypes, ", "), units.bytes(a.total_bytes), a.num_layers,
+  table.concat(a.hidden_sizes, ", ")))
+if #a.buffers > 0 then cli.print(("buffers       %d tensors that are state, not parameters"):format(#a.buffers)) end
+
+-- Stages that look alike and follow each other are one line.
+local function shape_of(t) return "(" .. table.concat(t.shape, ", ") .. ")" end
+local function likeness(stage)
+  local parts = { stage.kind }
+  for _, t in ipairs(stage.tensors) do
+    local relative = t.name:sub(1, #stage.name) == stage.name and t.name:sub(#stage.name + 1) or t.name
+    parts[#parts + 1] = relative:gsub("_l%d+", "_l") .. shape_of(t) .. t.dtype
+  end
+  return table.concat(parts, "|")
+end
+local rows, last = {}, nil
+for _, stage in ipairs(a.stages) do
+  local like = likeness(stage)
+  if last and last.like == like and not opt.all then
+    last.count, last.last = last.count + 1, stage.name
+    last.parameters, last.bytes = last.parameters + stage.parameters, last.bytes + stage.bytes
+  else
+    last = { like = like, name = stage.name, count = 1, kind = stage.kind, parameters = stage.parameters, bytes = stage.bytes,
+      tensors = stage.tensors }
+    rows[#rows + 1] = last
+  end
+end
+for _, row in ipairs(rows) do
+  if row.count > 1 then row.name = ("%s .. %s"):format(row.name, row.last:match "[^.]+$") end
+end
+cli.print ""
+cli.print(cli.table(rows, { { "name", title = "stage" }, "kind", { "count", format = "%d" },
+  { "parameters", format = units.count, align = "right" }, { "bytes", format = units.bytes, align = "right" } }))
+if opt.all then
+  cli.print ""
+  local list = {}
+  for _, stage in ipairs(a.stages) do
+    for _, t in ipairs(stage.tensors) do list[#list + 1] = { name = t.name, dtype = t.dtype, shape = shape_of(t), bytes = t.bytes } end
+  end
+  cli.print(cli.table(list, { { "name", title = "tensor" }, "dtype", "shape", { "bytes", format = units.bytes, align = "right" } }))
+else
+  local widest = rows[1]
+  for _, row in ipairs(rows) do
+    if row.count > widest.count or (widest.kind == "stem" and row.kind ~= "stem") then widest = row end
+  end
+  if widest then
+    cli.print("\ntensors of " .. widest.name)
+    local list = {}
+    for i, t in ipairs(widest.tensors) do list[i] = { tensor = "  " .. t.name, dtype = t.dtype, shape = shape_of(t) } end
+    cli.print((cli.table(list, { "tensor", "dtype", "shape" }):gsub("^[^\n]*\n", "")))
+  end
+end
+
+cli.print ""
+if a.runnable then
+  cli.print(("runnable      yes, in %s: generate from %s, train from %s (LoRA, micro-batch 1, activations rebuilt)"):format(model.dtype,
+    units.bytes(needs.generate), units.bytes(needs.train)))
+else
+  cli.print "runnable      no; it can be analysed. What is missing:"
+  for i, line in ipairs(a.missing) do
+    if i > 20 then cli.print(("  and %d more (--json lists all)"):format(#a.missing - 20)) break end
+    cli.print("  " .. line)
+  end
+end
