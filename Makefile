@@ -25,11 +25,12 @@ CPU_ONCE := $(wildcard kernels/cpu/cpu.c kernels/cpu/dnnl.c)
 CPU_EACH := $(filter-out $(CPU_ONCE),$(wildcard kernels/cpu/*.c))
 COMMON   := $(wildcard kernels/*.c) $(CPU_ONCE) $(wildcard host/*.c)
 
-ISAS            := sse41 avx2 avx512 avx512_bf16
+ISAS            := sse41 avx2 avx512 avx512_bf16 amx_bf16
 ISA_sse41       := -msse4.1
 ISA_avx2        := -mavx2 -mfma -mf16c -mbmi2
 ISA_avx512      := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512
 ISA_avx512_bf16 := $(ISA_avx512) -mavx512bf16
+ISA_amx_bf16    := $(ISA_avx512_bf16) -mamx-tile -mamx-bf16
 
 OBJECTS := $(COMMON:%.c=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(CPU_EACH:kernels/cpu/%.c=$(BUILD)/cpu/$(isa)/%.o))
 

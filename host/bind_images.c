@@ -45,16 +45,40 @@ static int64_t out_size(lua_State *L, int64_t in, int64_t before, int64_t after,
     return room / stride + 1;
 }
 
+/* The output's shape; raises if x, w and the options do not go together. */
+static void conv_shape(lua_State *L, const Tensor *x, const Tensor *w, const Conv *c, int64_t shape[4]) {
+    const int64_t *xs = x->view.shape, *ws = w->view.shape;
+    if (ws[1] * c->groups != xs[1] || ws[0] % c->groups)
+        luaL_error(L, "conv: %d channels in and %d out, a weight for %d in %d groups", (int)xs[1], (int)ws[0], (int)ws[1], (int)c->groups);
+    shape[0] = xs[0], shape[1] = ws[0];
+    for (int i = 0; i < 2; i++)
+        shape[2 + i] = out_size(L, xs[2 + i], c->padding[i], c->padding[2 + i], ws[2 + i], c->dilation[i], c->stride[i]);
+}
+
+static void pool_shape(lua_State *L, const Tensor *x, const Pool *p, int64_t shape[4]) {
+    const int64_t *xs = x->view.shape;
+    shape[0] = xs[0], shape[1] = xs[1];
+    for (int i = 0; i < 2; i++) {
+        if (p->padding[i] >= p->kernel[i] || p->padding[2 + i] >= p->kernel[i])
+            luaL_error(L, "pool: padding %d and %d, but a window of %d must not lie in the padding alone", (int)p->padding[i],
+                       (int)p->padding[2 + i], (int)p->kernel[i]);
+        shape[2 + i] = out_size(L, xs[2 + i], p->padding[i], p->padding[2 + i], p->kernel[i], 1, p->stride[i]);
+    }
+}
+
+/* dy at argument 1 has the shape of the forward's output. */
+static void check_gradient(lua_State *L, const Tensor *dy, const int64_t shape[4]) {
+    for (int i = 0; i < 4; i++)
+        if (dy->view.shape[i] != shape[i])
+            luaL_argerror(L, 1, lua_pushfstring(L, "expected (%d, %d, %d, %d)", (int)shape[0], (int)shape[1], (int)shape[2], (int)shape[3]));
+}
+
 /* conv(x, w, bias, {stride, padding, dilation, groups}) -> y */
 static int l_conv(lua_State *L) {
-    Tensor *x = check_image(L, 1), *w = check_image(L, 2);
-    const int64_t *xs = x->view.shape, *ws = w->view.shape;
-    Tensor *bias = optional_vector(L, 3, F32, ws[0]);
+    Tensor *x = check_image(L, 1), *w = check_image(L, 2), *bias = optional_vector(L, 3, F32, w->view.shape[0]);
     Conv c = read_conv(L, 4);
-    if (ws[1] * c.groups != xs[1] || ws[0] % c.groups)
-        return luaL_error(L, "conv: %d channels in, a weight for %d in %d groups", (int)xs[1], (int)ws[1], (int)c.groups);
-    int64_t shape[4] = {xs[0], ws[0], out_size(L, xs[2], c.padding[0], c.padding[2], ws[2], c.dilation[0], c.stride[0]),
-                        out_size(L, xs[3], c.padding[1], c.padding[3], ws[3], c.dilation[1], c.stride[1])};
+    int64_t shape[4];
+    conv_shape(L, x, w, &c, shape);
     Tensor *y = new_tensor(L, F32, 4, shape);
     RUN(L, backend()->conv(&y->view, &x->view, &w->view, view_of(bias), &c));
     return 1;
@@ -64,6 +88,9 @@ static int l_conv(lua_State *L) {
 static int l_conv_backward(lua_State *L) {
     Tensor *dy = check_image(L, 1), *x = check_image(L, 2), *w = check_image(L, 3);
     Conv c = read_conv(L, 4);
+    int64_t shape[4];
+    conv_shape(L, x, w, &c, shape);
+    check_gradient(L, dy, shape);
     int want = lua_toboolean(L, 5);
     Tensor *dw = optional_vector(L, 6, F32, view_count(&w->view)), *dbias = optional_vector(L, 7, F32, w->view.shape[0]);
     Tensor *dx = want ? new_like(L, x, F32) : NULL;
@@ -90,9 +117,8 @@ static Pool read_pool(lua_State *L, int arg) {
 static int l_pool(lua_State *L) {
     Tensor *x = check_image(L, 1), *index = NULL;
     Pool p = read_pool(L, 2);
-    const int64_t *xs = x->view.shape;
-    int64_t shape[4] = {xs[0], xs[1], out_size(L, xs[2], p.padding[0], p.padding[2], p.kernel[0], 1, p.stride[0]),
-                        out_size(L, xs[3], p.padding[1], p.padding[3], p.kernel[1], 1, p.stride[1])};
+    int64_t shape[4];
+    pool_shape(L, x, &p, shape);
     int keep = lua_toboolean(L, 3) && !p.average;
     Tensor *y = new_tensor(L, F32, 4, shape);
     if (keep)
@@ -107,6 +133,9 @@ static int l_pool_backward(lua_State *L) {
     Pool p = read_pool(L, 4);
     if (!index && !p.average)
         return luaL_argerror(L, 2, "max pooling wants the index of its forward");
+    int64_t shape[4];
+    pool_shape(L, x, &p, shape);
+    check_gradient(L, dy, shape);
     Tensor *dx = new_like(L, x, F32);
     RUN(L, backend()->pool_backward(&dx->view, &dy->view, view_of(index), &p));
     return 1;

@@ -24,10 +24,10 @@ static Tensor *float_heads(lua_State *L, int arg) {
 /* rope(x, cos, sin, positions, interleaved, sign) -> y */
 static int l_rope(lua_State *L) {
     Tensor *x = float_heads(L, 1), *cos = check_tensor(L, 2);
-    if (cos->view.dims != 2 || cos->view.dtype != F32 || cos->view.shape[1] * 2 > x->view.shape[2])
-        return luaL_argerror(L, 2, "expected f32 (positions, half) with 2 * half within a head");
+    if (cos->view.dims != 2 || cos->view.dtype != F32 || cos->view.shape[1] * 2 > x->view.shape[2] || !tensor_contiguous(cos))
+        return luaL_argerror(L, 2, "expected contiguous f32 (positions, half) with 2 * half within a head");
     Tensor *sin = check_vector(L, 3, F32, view_count(&cos->view));
-    Tensor *positions = check_index(L, 4, x->view.shape[0], cos->view.shape[0], 0);
+    Tensor *positions = check_index(L, 4, x->view.shape[0], cos->view.shape[0], NO_INDEX);
     int interleaved = lua_toboolean(L, 5), sign = (int)check_integer(L, 6, -1, 1);
     Tensor *y = new_like(L, x, x->view.dtype);
     RUN(L, backend()->rope(&y->view, &x->view, &cos->view, &sin->view, &positions->view, interleaved, sign));
@@ -111,7 +111,7 @@ static int l_attention_decode(lua_State *L) {
     if (vk->dims != 4 || vk->dtype != vq->dtype || vk->shape[0] != vq->shape[0] || vk->shape[3] != vq->shape[2] ||
         !vk->shape[2] || vq->shape[1] % vk->shape[2] || !tensor_contiguous(k) || !tensor_contiguous(v))
         return luaL_argerror(L, 2, "expected a cache (sequences, capacity, kv_heads, size) that fits the queries");
-    Tensor *lengths = check_index(L, 4, vq->shape[0], vk->shape[1] + 1, 0);
+    Tensor *lengths = check_index(L, 4, vq->shape[0], vk->shape[1] + 1, NO_INDEX);
     int64_t window = check_integer(L, 5, 0, INT64_C(1) << 40);
     float scale = (float)luaL_checknumber(L, 6);
     Tensor *y = new_like(L, q, vq->dtype);
@@ -183,7 +183,7 @@ static int l_linear(lua_State *L) {
     Tensor *source = lua_isnoneornil(L, 7) ? x : float_rows(L, 7);
     same_shape(L, 7, source, x);
     lora.x = &source->view;
-    Dtype dtype = lua_isnoneornil(L, 8) ? x->view.dtype : check_dtype(L, 8);
+    Dtype dtype = check_float_dtype(L, 8, x->view.dtype);
     Tensor *y = new_rows(L, x, dtype, w->view.shape[0]);
     if (adapted)
         h = new_rows(L, x, x->view.dtype, lora.a->shape[0]);
@@ -198,7 +198,7 @@ static int l_linear_decode(lua_State *L) {
     Tensor *bias = optional_vector(L, 3, F32, w->view.shape[0]);
     int adapted = check_lora(L, 4, &lora, w, x->view.dtype);
     lora.x = &x->view;
-    Dtype dtype = lua_isnoneornil(L, 7) ? x->view.dtype : check_dtype(L, 7);
+    Dtype dtype = check_float_dtype(L, 7, x->view.dtype);
     Tensor *y = new_rows(L, x, dtype, w->view.shape[0]);
     RUN(L, backend()->linear_decode(&y->view, &x->view, &w->view, view_of(bias), adapted ? &lora : NULL));
     return 1;

@@ -12,11 +12,23 @@ static const char *const binary_names[] = {BINARY_OPS(X) NULL};
 static const char *const reduce_names[] = {REDUCE_OPS(X) NULL};
 #undef X
 
-Tensor *float_rows(lua_State *L, int arg) {
-    Tensor *t = rows_tensor(L, arg);
+Tensor *float_tensor(lua_State *L, int arg) {
+    Tensor *t = check_tensor(L, arg);
     if (t->view.dtype != F32 && t->view.dtype != BF16)
         luaL_argerror(L, arg, lua_pushfstring(L, "expected f32 or bf16, got %s", dtype_name(t->view.dtype)));
     return t;
+}
+
+Tensor *float_rows(lua_State *L, int arg) {
+    float_tensor(L, arg);
+    return rows_tensor(L, arg);
+}
+
+Dtype check_float_dtype(lua_State *L, int arg, Dtype missing) {
+    Dtype dtype = lua_isnoneornil(L, arg) ? missing : check_dtype(L, arg);
+    if (dtype != F32 && dtype != BF16)
+        luaL_argerror(L, arg, lua_pushfstring(L, "expected f32 or bf16, got %s", dtype_name(dtype)));
+    return dtype;
 }
 
 void same_shape(lua_State *L, int arg, const Tensor *t, const Tensor *like) {
@@ -73,7 +85,7 @@ Tensor *check_index(lua_State *L, int arg, int64_t count, int64_t limit, int64_t
 }
 
 static int l_unary(lua_State *L) {
-    Tensor *x = check_tensor(L, 1);
+    Tensor *x = float_tensor(L, 1);
     int op = luaL_checkoption(L, 2, NULL, unary_names);
     Tensor *y = new_like(L, x, x->view.dtype);
     RUN(L, backend()->unary(&y->view, &x->view, (UnaryOp)op));
@@ -81,7 +93,7 @@ static int l_unary(lua_State *L) {
 }
 
 static int l_unary_backward(lua_State *L) {
-    Tensor *dy = check_tensor(L, 1), *x = check_tensor(L, 2), *y = check_tensor(L, 3);
+    Tensor *dy = float_tensor(L, 1), *x = check_tensor(L, 2), *y = check_tensor(L, 3);
     int op = luaL_checkoption(L, 4, NULL, unary_names);
     same_shape(L, 2, x, dy);
     same_shape(L, 3, y, dy);
@@ -116,16 +128,18 @@ static int l_binary(lua_State *L) {
     } else {
         y = check_tensor(L, 4);
         lua_settop(L, 4);
-        for (int i = 0; i < dims; i++)
-            if (y->view.dims != dims || y->view.shape[i] != shape[i] || y->view.dtype != va->dtype)
-                return luaL_argerror(L, 4, "the output's shape or dtype differs");
+        int same = y->view.dims == dims && y->view.dtype == va->dtype;
+        for (int i = 0; same && i < dims; i++)
+            same = y->view.shape[i] == shape[i];
+        if (!same)
+            return luaL_argerror(L, 4, "the output's shape or dtype differs");
     }
     RUN(L, backend()->binary(&y->view, &ea.view, &eb.view, (BinaryOp)op));
     return 1;
 }
 
 static int l_affine(lua_State *L) {
-    Tensor *x = check_tensor(L, 1);
+    Tensor *x = float_tensor(L, 1);
     float alpha = (float)luaL_checknumber(L, 2), beta = (float)luaL_checknumber(L, 3);
     Tensor *y = new_like(L, x, x->view.dtype);
     RUN(L, backend()->affine(&y->view, &x->view, alpha, beta));
@@ -183,9 +197,16 @@ static Random check_random(lua_State *L, int arg) {
     return (Random){XXH3_64bits_withSeed(site, length, seed), counter};
 }
 
+static Tensor *check_filled(lua_State *L, int arg) {
+    Tensor *t = float_tensor(L, arg);
+    if (!tensor_contiguous(t))
+        luaL_argerror(L, arg, "random numbers want a contiguous tensor");
+    return t;
+}
+
 /* uniform(t, seed, site, counter, low, high), in place */
 static int l_uniform(lua_State *L) {
-    Tensor *t = check_tensor(L, 1);
+    Tensor *t = check_filled(L, 1);
     Random random = check_random(L, 2);
     float low = (float)luaL_optnumber(L, 5, 0), high = (float)luaL_optnumber(L, 6, 1);
     RUN(L, backend()->random_uniform(&t->view, random, low, high));
@@ -195,7 +216,7 @@ static int l_uniform(lua_State *L) {
 
 /* normal(t, seed, site, counter, deviation), in place */
 static int l_normal(lua_State *L) {
-    Tensor *t = check_tensor(L, 1);
+    Tensor *t = check_filled(L, 1);
     Random random = check_random(L, 2);
     RUN(L, backend()->random_normal(&t->view, random, (float)luaL_optnumber(L, 5, 1)));
     lua_settop(L, 1);
@@ -227,8 +248,10 @@ static int l_dropout(lua_State *L) {
 /* embedding(table, ids, dtype) -> (rows, width) */
 static int l_embedding(lua_State *L) {
     Tensor *t = rows_tensor(L, 1), *raw = check_tensor(L, 2);
-    Dtype dtype = check_dtype(L, 3);
-    Tensor *ids = check_index(L, 2, view_count(&raw->view), view_rows(&t->view), 0);
+    Dtype dtype = check_float_dtype(L, 3, F32);
+    if (t->view.dtype != F32 && t->view.dtype != BF16 && t->view.dtype != F16)
+        return luaL_argerror(L, 1, lua_pushfstring(L, "expected f32, bf16 or f16, got %s", dtype_name(t->view.dtype)));
+    Tensor *ids = check_index(L, 2, view_count(&raw->view), view_rows(&t->view), NO_INDEX);
     int64_t shape[2] = {view_count(&ids->view), view_width(&t->view)};
     Tensor *y = new_tensor(L, dtype, 2, shape);
     RUN(L, backend()->embedding(&y->view, &t->view, &ids->view));
@@ -236,10 +259,10 @@ static int l_embedding(lua_State *L) {
 }
 
 static int l_embedding_backward(lua_State *L) {
-    Tensor *dt = rows_tensor(L, 1), *dy = float_rows(L, 2);
-    Tensor *ids = check_index(L, 3, view_rows(&dy->view), view_rows(&dt->view), 0);
-    if (dt->view.dtype != F32 || view_width(&dt->view) != view_width(&dy->view))
-        return luaL_argerror(L, 1, "the gradient's table is f32 and as wide as dy");
+    Tensor *dt = check_tensor(L, 1), *dy = float_rows(L, 2);
+    Tensor *ids = check_index(L, 3, view_rows(&dy->view), view_rows(&dt->view), NO_INDEX);
+    if (dt->view.dtype != F32 || view_width(&dt->view) != view_width(&dy->view) || !tensor_contiguous(dt))
+        return luaL_argerror(L, 1, "the gradient's table is contiguous f32, as wide as dy");
     RUN(L, backend()->embedding_backward(&dt->view, &dy->view, &ids->view));
     return 0;
 }
@@ -249,8 +272,7 @@ static int l_rms_norm(lua_State *L) {
     Tensor *x = float_rows(L, 1), *w = check_vector(L, 2, F32, view_width(&x->view)), *rstd = NULL;
     float eps = (float)luaL_checknumber(L, 3);
     int keep = lua_toboolean(L, 4);
-    Dtype dtype = lua_isnoneornil(L, 5) ? x->view.dtype : check_dtype(L, 5);
-    Tensor *y = new_like(L, x, dtype);
+    Tensor *y = new_like(L, x, check_float_dtype(L, 5, x->view.dtype));
     int64_t rows = view_rows(&x->view);
     if (keep)
         rstd = new_tensor(L, F32, 1, &rows);

@@ -66,6 +66,8 @@ size_t tensor_bytes(const Tensor *t) { return (size_t)view_count(&t->view) * dty
 
 int tensor_contiguous(const Tensor *t) {
     int64_t step = 1;
+    if (!view_count(&t->view))
+        return 1;
     for (int i = t->view.dims - 1; i >= 0; i--) {
         if (t->view.shape[i] != 1 && t->view.stride[i] != step)
             return 0;

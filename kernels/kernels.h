@@ -18,7 +18,14 @@ typedef enum Dtype {
     DTYPE_COUNT
 } Dtype;
 
-size_t dtype_size(Dtype dtype);
+static inline size_t dtype_size(Dtype dtype) {
+    static const unsigned char sizes[DTYPE_COUNT] = {
+#define X(name, bytes) bytes,
+        DTYPES(X)
+#undef X
+    };
+    return sizes[dtype];
+}
 const char *dtype_name(Dtype dtype); /* "f32", "bf16", ... */
 
 enum { MAX_DIMS = 8 };
@@ -105,7 +112,7 @@ typedef struct Backend {
 #undef OP
 } Backend;
 
-/* backend_cpu() : the CPU table for this processor, chosen once. $ONN_CPU caps it: avx512_bf16 | avx512 | avx2 | sse4.1.
+/* backend_cpu() : the CPU table for this processor, chosen once. $ONN_CPU caps it: amx_bf16 | avx512_bf16 | avx512 | avx2 | sse4.1.
  * NULL with a message if $ONN_CPU names something else or the processor lacks sse4.1. */
 const Backend *backend_cpu(void);
 

@@ -91,14 +91,14 @@ static inline void copy_pairs(float *to, const Form *f, const float *rows, int64
 
 /* lanes (size / 2 or size, QUERIES): n queries from `first`; missing lanes are 0. */
 static inline void copy_lanes(float *to, const Form *f, Head from, int64_t first, int64_t n) {
-    KERNEL(panel_pack)(to, QUERIES, (Side){head_row(from, first), from.dtype, from.step, 1}, n, f->size, f->pairs);
+    KERNEL(panel_pack)(to, RIGHT, (Side){head_row(from, first), from.dtype, from.step, 1}, n, f->size, f->pairs);
 }
 
 /* Tokens first..first+n of `to` = turned^T, turned f32 (dims, QUERIES); turn is QUERIES * QUERIES of scratch. */
 static inline void put_turned(Head to, const Form *f, int64_t first, int64_t n, const float *turned, float *turn) {
     for (int64_t d = 0; d < f->size; d += QUERIES) {
         int64_t cols = least(QUERIES, f->size - d);
-        KERNEL(panel_pack)(turn, QUERIES, (Side){turned + d * QUERIES, F32, QUERIES, 1}, cols, QUERIES, 0);
+        KERNEL(panel_pack)(turn, RIGHT, (Side){turned + d * QUERIES, F32, QUERIES, 1}, cols, QUERIES, 0);
         for (int64_t i = 0; i < n; i++) {
             void *row = head_row(to, first + i);
             int64_t k = 0;
@@ -236,9 +236,11 @@ static inline Sight sight_of(const Mask *m, int64_t s, int64_t q0, int64_t n) {
 
 /* Scores (n keys from k0, QUERIES) that a query does not see become -inf. */
 static inline void hide(float *scores, const Sight *v, int64_t k0, int64_t n) {
-    VecI at[2] = {{0}};
+    int32_t numbers[2 * LANES];
+    VecI at[2];
     for (int j = 0; j < 2 * LANES; j++)
-        at[j / LANES][j % LANES] = (int32_t)(v->first + j);
+        numbers[j] = (int32_t)(v->first + j);
+    memcpy(at, numbers, sizeof at);
     for (int64_t i = 0; i < n; i++) {
         int64_t key = k0 + i;
         int after = v->causal && key > v->first, before = v->window && key <= v->last - v->window;

@@ -6,21 +6,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static const char *const dtype_names[] = {"f32", "bf16", "f16", "i8", "u8", "i32", "i64", "bool"};
 
-size_t dtype_size(Dtype dtype) {
-    switch (dtype) {
-#define X(name, bytes) case name: return bytes;
-        DTYPES(X)
-#undef X
-    default: return 0;
-    }
-}
-
 const char *dtype_name(Dtype dtype) { return dtype < DTYPE_COUNT ? dtype_names[dtype] : "?"; }
 
-extern const Backend cpu_avx512_bf16_backend, cpu_avx512_backend, cpu_avx2_backend, cpu_sse41_backend;
+extern const Backend cpu_amx_bf16_backend, cpu_avx512_bf16_backend, cpu_avx512_backend, cpu_avx2_backend, cpu_sse41_backend;
 
 static int has_sse41(void) { return __builtin_cpu_supports("sse4.1") != 0; }
 static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -30,13 +23,22 @@ static int has_avx512(void) {
 }
 static int has_avx512_bf16(void) { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
+
+/* Tiles' state is large, so Linux hands it out on request (arch_prctl(2)); threads made afterwards have it too. */
+static int has_amx_bf16(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return has_avx512_bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
 static const struct Level {
     const char *name;
     const Backend *backend;
     int (*present)(void);
     dnnl_cpu_isa_t library;
 } levels[] = {
-    {"avx512_bf16", &cpu_avx512_bf16_backend, has_avx512_bf16, dnnl_cpu_isa_all},
+    {"amx_bf16", &cpu_amx_bf16_backend, has_amx_bf16, dnnl_cpu_isa_all},
+    {"avx512_bf16", &cpu_avx512_bf16_backend, has_avx512_bf16, dnnl_cpu_isa_avx512_core_bf16},
     {"avx512", &cpu_avx512_backend, has_avx512, dnnl_cpu_isa_avx512_core_vnni},
     {"avx2", &cpu_avx2_backend, has_avx2, dnnl_cpu_isa_avx2},
     {"sse4.1", &cpu_sse41_backend, has_sse41, dnnl_cpu_isa_sse41},
@@ -55,7 +57,7 @@ const Backend *backend_cpu(void) {
         while (first < LEVELS && strcmp(levels[first].name, cap))
             first++;
         if (first == LEVELS) {
-            fail(ERR_ARGUMENT, "ONN_CPU=%s: expected avx512_bf16, avx512, avx2 or sse4.1", cap);
+            fail(ERR_ARGUMENT, "ONN_CPU=%s: expected amx_bf16, avx512_bf16, avx512, avx2 or sse4.1", cap);
             return NULL;
         }
     }
@@ -71,7 +73,7 @@ const Backend *backend_cpu(void) {
     return NULL;
 }
 
-int backend_native_bf16(void) { return backend_cpu() && chosen == &levels[0]; }
+int backend_native_bf16(void) { return backend_cpu() && chosen <= &levels[1]; }
 
 void backend_set_threads(int n) {
     threads = n;

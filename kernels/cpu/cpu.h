@@ -13,15 +13,10 @@ void scratch_free(void *memory, size_t bytes);
 enum { TILE = 128 };
 Status tiles_make(int32_t **tiles, int64_t *count, size_t *bytes, const View *starts, int64_t rows);
 
-/* A matrix for oneDNN: f32 or bf16; the step of one of the two dimensions is 1. */
-typedef struct Matrix {
-    void *data;
-    Dtype dtype;
-    int64_t rows, cols, row_step, col_step;
-} Matrix;
-
-/* dnnl_product() : c = a b (+ c if add), through oneDNN with a bounded cache of primitives. a and b of one dtype; c f32 or that one.
- * Parallel over the set threads, or on the calling thread alone inside an OpenMP region. */
-Status dnnl_product(Matrix c, Matrix a, Matrix b, int add);
+/* Convolution through oneDNN; x, w, y and their gradients contiguous f32 and none of them empty. dw is added to, the others
+ * are overwritten; bias may be NULL. The same bits whatever the threads and the number of images. */
+Status dnnl_conv(View *y, const View *x, const View *w, const View *bias, const Conv *conv);
+Status dnnl_conv_backward_data(View *dx, const View *dy, const View *w, const Conv *conv);
+Status dnnl_conv_backward_weights(View *dw, const View *dy, const View *x, const View *w, const Conv *conv);
 
 #endif

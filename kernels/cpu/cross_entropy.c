@@ -28,12 +28,16 @@ Status KERNEL(cross_entropy)(View *nll, View *dlogits, const View *logits, const
         if (!dlogits)
             continue;
         void *out = row_at(dlogits, r);
+        if (!counted) { /* zeros, whatever the logits are */
+            memset(out, 0, (size_t)width * dtype_size(dlogits->dtype));
+            continue;
+        }
         for (int64_t i = 0; i < width; i += LANES) {
             int64_t n = width - i < LANES ? width - i : LANES;
             Vec p = vec_exp(vec_get_part(row, logits->dtype, i, n) - log_sum);
             if (label[r] >= i && label[r] < i + n)
                 p[label[r] - i] -= 1.0f;
-            vec_put_part(out, dlogits->dtype, i, n, p * (counted ? scale : 0.0f));
+            vec_put_part(out, dlogits->dtype, i, n, p * scale);
         }
     }
     return OK;

@@ -1,31 +1,31 @@
 /* Element by element: unary functions with their slopes, binary operations with broadcast, alpha x + beta. */
 #include "vecmath.h"
 
-/* Up to three views walked together: neighbouring dimensions joined where all of them allow it. */
+/* Four views walked together: neighbouring dimensions joined where all of them allow it. */
 typedef struct Walk {
     int dims;
-    int64_t shape[MAX_DIMS], step[3][MAX_DIMS];
+    int64_t shape[MAX_DIMS], step[4][MAX_DIMS];
     int64_t runs, length; /* runs of `length` elements along the last dimension */
 } Walk;
 
-static Walk walk(const View *a, const View *b, const View *c) {
-    const View *v[3] = {a, b, c ? c : b};
+static Walk walk(const View *a, const View *b, const View *c, const View *d) {
+    const View *v[4] = {a, b, c, d};
     Walk w = {0};
     for (int i = 0; i < a->dims; i++) {
         int joins = w.dims > 0;
         if (a->shape[i] == 1)
             continue;
-        for (int k = 0; k < 3; k++)
+        for (int k = 0; k < 4; k++)
             joins = joins && w.step[k][w.dims - 1] == v[k]->stride[i] * a->shape[i];
         if (joins)
             w.shape[w.dims - 1] *= a->shape[i];
         else
             w.shape[w.dims++] = a->shape[i];
-        for (int k = 0; k < 3; k++)
+        for (int k = 0; k < 4; k++)
             w.step[k][w.dims - 1] = v[k]->stride[i];
     }
     if (!w.dims)
-        w.dims = 1, w.shape[0] = 1, w.step[0][0] = w.step[1][0] = w.step[2][0] = 1;
+        w.dims = 1, w.shape[0] = 1, w.step[0][0] = w.step[1][0] = w.step[2][0] = w.step[3][0] = 1;
     w.length = w.shape[w.dims - 1];
     w.runs = 1;
     for (int i = 0; i + 1 < w.dims; i++)
@@ -77,19 +77,20 @@ static inline void deliver(void *p, Dtype dtype, int64_t step, int64_t i, int64_
 
 enum { PIECE = 1 << 14, PARALLEL = 1 << 15 };
 
-/* Runs BODY, which makes `out` from `a` and `b`, over all elements; a run is cut in pieces so that one long run is shared too. */
-#define EACH(y, x1, x2, BODY) \
+/* Runs BODY, which makes `out` from `a`, `b` and `c`, over all elements; a run is cut in pieces so that one long run is shared too. */
+#define EACH(y, x1, x2, x3, BODY) \
     do { \
-        Walk w = walk(y, x1, x2); \
-        const View *second = (x2) ? (x2) : (x1); \
+        Walk w = walk(y, x1, x2, x3); \
         int64_t pieces = (w.length + PIECE - 1) / PIECE, jobs = w.runs * pieces, last = w.dims - 1; \
         _Pragma("omp parallel for if (w.runs * w.length >= PARALLEL)") for (int64_t job = 0; job < jobs; job++) { \
             int64_t run = job / pieces, i = job % pieces * PIECE, end = i + PIECE < w.length ? i + PIECE : w.length; \
             void *py = run_at(&w, 0, y, run); \
-            const void *pa = run_at(&w, 1, x1, run), *pb = run_at(&w, 2, second, run); \
+            const void *pa = run_at(&w, 1, x1, run), *pb = run_at(&w, 2, x2, run), *pc = run_at(&w, 3, x3, run); \
             for (; i < end; i += LANES) { \
                 int64_t n = end - i < LANES ? end - i : LANES; \
-                Vec a = fetch(pa, (x1)->dtype, w.step[1][last], i, n), b = fetch(pb, second->dtype, w.step[2][last], i, n), out; \
+                Vec out, a = fetch(pa, (x1)->dtype, w.step[1][last], i, n), b = fetch(pb, (x2)->dtype, w.step[2][last], i, n); \
+                Vec c = fetch(pc, (x3)->dtype, w.step[3][last], i, n); \
+                (void)b, (void)c; \
                 BODY; \
                 deliver(py, (y)->dtype, w.step[0][last], i, n, out); \
             } \
@@ -105,7 +106,7 @@ enum { PIECE = 1 << 14, PARALLEL = 1 << 15 };
 #define VALUE_square(a) ((a) * (a))
 #define VALUE_tanh(a) vec_tanh(a)
 #define VALUE_sigmoid(a) vec_sigmoid(a)
-#define VALUE_relu(a) vec_select((a) > 0, a, vec_set(0))
+#define VALUE_relu(a) vec_relu(a)
 #define VALUE_silu(a) vec_silu(a)
 #define VALUE_gelu(a) vec_gelu(a)
 #define VALUE_gelu_tanh(a) vec_gelu_tanh(a)
@@ -118,35 +119,32 @@ enum { PIECE = 1 << 14, PARALLEL = 1 << 15 };
 #define SLOPE_square(x, y) (2.0f * (x))
 #define SLOPE_tanh(x, y) (1.0f - (y) * (y))
 #define SLOPE_sigmoid(x, y) ((y) * (1.0f - (y)))
-#define SLOPE_relu(x, y) vec_select((x) > 0, vec_set(1), vec_set(0))
+#define SLOPE_relu(x, y) vec_relu_slope(x)
 #define SLOPE_silu(x, y) vec_silu_slope(x)
 #define SLOPE_gelu(x, y) vec_gelu_slope(x)
 #define SLOPE_gelu_tanh(x, y) vec_gelu_tanh_slope(x)
 
 Status KERNEL(unary)(View *y, const View *x, UnaryOp op) {
     switch (op) {
-#define X(name) case UNARY_##name: EACH(y, x, (const View *)NULL, (void)b; out = VALUE_##name(a)); return OK;
+#define X(name) case UNARY_##name: EACH(y, x, x, x, out = VALUE_##name(a)); return OK;
         UNARY_OPS(X)
 #undef X
     default: return fail(ERR_UNSUPPORTED, "no unary operation %d", (int)op);
     }
 }
 
-/* Two walks: the slope goes to dx first, then it is multiplied by dy, which may be dx itself only where shapes agree. */
 Status KERNEL(unary_backward)(View *dx, const View *dy, const View *x, const View *y, UnaryOp op) {
     switch (op) {
-#define X(name) case UNARY_##name: EACH(dx, x, y, (void)a; (void)b; out = SLOPE_##name(a, b)); break;
+#define X(name) case UNARY_##name: EACH(dx, x, y, dy, (void)a; out = SLOPE_##name(a, b) * c); return OK;
         UNARY_OPS(X)
 #undef X
     default: return fail(ERR_UNSUPPORTED, "no unary operation %d", (int)op);
     }
-    EACH(dx, dx, dy, out = a * b);
-    return OK;
 }
 
 /* Integers go one by one: they count and index, they do not carry the load. */
 static void integers(View *y, const View *a, const View *b, BinaryOp op) {
-    Walk w = walk(y, a, b);
+    Walk w = walk(y, a, b, b);
     int last = w.dims - 1, wide = y->dtype == I64;
     for (int64_t run = 0; run < w.runs; run++) {
         char *py = run_at(&w, 0, y, run);
@@ -179,18 +177,18 @@ Status KERNEL(binary)(View *y, const View *x1, const View *x2, BinaryOp op) {
     if (y->dtype != F32 && y->dtype != BF16)
         return fail(ERR_UNSUPPORTED, "binary operations take f32, bf16, i32 and i64, not %s", dtype_name(y->dtype));
     switch (op) {
-    case BINARY_add: EACH(y, x1, x2, out = a + b); break;
-    case BINARY_sub: EACH(y, x1, x2, out = a - b); break;
-    case BINARY_mul: EACH(y, x1, x2, out = a * b); break;
-    case BINARY_div: EACH(y, x1, x2, out = a / b); break;
-    case BINARY_max: EACH(y, x1, x2, out = vec_max(a, b)); break;
-    case BINARY_min: EACH(y, x1, x2, out = vec_min(a, b)); break;
+    case BINARY_add: EACH(y, x1, x2, x2, out = a + b); break;
+    case BINARY_sub: EACH(y, x1, x2, x2, out = a - b); break;
+    case BINARY_mul: EACH(y, x1, x2, x2, out = a * b); break;
+    case BINARY_div: EACH(y, x1, x2, x2, out = a / b); break;
+    case BINARY_max: EACH(y, x1, x2, x2, out = vec_maximum(a, b)); break;
+    case BINARY_min: EACH(y, x1, x2, x2, out = vec_minimum(a, b)); break;
     default: return fail(ERR_UNSUPPORTED, "no binary operation %d", (int)op);
     }
     return OK;
 }
 
 Status KERNEL(affine)(View *y, const View *x, float alpha, float beta) {
-    EACH(y, x, (const View *)NULL, (void)b; out = a * alpha + beta);
+    EACH(y, x, x, x, out = a * alpha + beta);
     return OK;
 }

@@ -1,8 +1,6 @@
 /* Gated activation: y = gate(g) * u. */
 #include "vecmath.h"
 
-INLINE Vec gate_relu(Vec x) { return vec_select(x > 0, x, vec_select(x != x, x, vec_set(0))); }
-INLINE Vec gate_relu_slope(Vec x) { return vec_select(x > 0, vec_set(1), vec_set(0)); }
 INLINE Vec gate_sigmoid_slope(Vec x) {
     Vec s = vec_sigmoid(x);
     return s * (1.0f - s);
@@ -49,7 +47,7 @@ GATE(silu, vec_silu, vec_silu_slope)
 GATE(gelu, vec_gelu, vec_gelu_slope)
 GATE(gelu_tanh, vec_gelu_tanh, vec_gelu_tanh_slope)
 GATE(sigmoid, vec_sigmoid, gate_sigmoid_slope)
-GATE(relu, gate_relu, gate_relu_slope)
+GATE(relu, vec_relu, vec_relu_slope)
 
 typedef void RowFunction(const Rows *a, int64_t row, Dtype dtype);
 static RowFunction *const forward[] = {

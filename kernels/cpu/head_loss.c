@@ -27,7 +27,7 @@ typedef struct Head {
 static void logits_run(const Head *h, int64_t rows, int64_t j, int64_t origin, float *own) {
     float block[BLOCK_ROWS * BLOCK_COLS] __attribute__((aligned(64)));
     int64_t col = j * BLOCK_COLS, cols = least(BLOCK_COLS, h->vocabulary - col), a_words = panel_words(BLOCK_ROWS, h->width, h->pairs);
-    KERNEL(panel_pack)(own, BLOCK_COLS, side_at(side_matrix(h->w, 0), col, 0), h->vocabulary - col, h->width, h->pairs);
+    KERNEL(panel_pack)(own, RIGHT, side_at(side_matrix(h->w, 0), col, 0), h->vocabulary - col, h->width, h->pairs);
     int64_t later = col + omp_get_num_threads() * BLOCK_COLS, more = least(BLOCK_COLS, h->vocabulary - later);
     for (int64_t i = 0; i * BLOCK_ROWS < rows; i++) {
         int64_t n = least(BLOCK_ROWS, rows - i * BLOCK_ROWS);
@@ -98,7 +98,7 @@ static inline Side gradients(const Head *h) {
 static void dx_run(const Head *h, int64_t first, int64_t rows, int64_t j, int64_t from, int64_t to, float *own) {
     int64_t col = j * BLOCK_COLS, cols = least(BLOCK_COLS, h->width - col), blocks = count_of(rows, BLOCK_ROWS);
     int64_t a_words = panel_words(BLOCK_ROWS, DEPTH_CUT, h->pairs);
-    KERNEL(panel_pack)(own, BLOCK_COLS, side_at(side_matrix(h->w, 1), col, from), h->width - col, to - from, h->pairs);
+    KERNEL(panel_pack)(own, RIGHT, side_at(side_matrix(h->w, 1), col, from), h->width - col, to - from, h->pairs);
     int64_t more = least(to - from, h->vocabulary - to);
     for (int64_t i = 0; i < blocks; i++) {
         int64_t n = least(BLOCK_ROWS, rows - i * BLOCK_ROWS);
@@ -120,7 +120,7 @@ static void dx_run(const Head *h, int64_t first, int64_t rows, int64_t j, int64_
 static void rows_pack(const Head *h, Side from, int64_t rows, int64_t depth, int64_t a_words) {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < count_of(rows, BLOCK_ROWS); i++)
-        KERNEL(panel_pack)(h->a + i * a_words, BLOCK_ROWS, side_at(from, i * BLOCK_ROWS, 0), rows - i * BLOCK_ROWS, depth, h->pairs);
+        KERNEL(panel_pack)(h->a + i * a_words, LEFT, side_at(from, i * BLOCK_ROWS, 0), rows - i * BLOCK_ROWS, depth, h->pairs);
 }
 
 /* Tokens first..first + rows, by the whole team. */

@@ -5,8 +5,6 @@
 #include <immintrin.h>
 #endif
 
-/* So that widths, dtypes and counts of registers are constants inside. */
-
 /* --- packing --------------------------------------------------------------------------------------------------------- */
 
 typedef uint32_t Words __attribute__((vector_size(32), may_alias));
@@ -172,20 +170,100 @@ INLINE void pack_width(uint32_t *to, int width, Side from, int64_t lines, int64_
         pack(to, width, from, lines, depth, 0, F16);
 }
 
-void KERNEL(panel_pack)(float *to, int width, Side from, int64_t lines, int64_t depth, int pairs) {
-    if (width == BLOCK_ROWS)
-        pack_width((uint32_t *)(void *)to, BLOCK_ROWS, from, lines, depth, pairs);
+#ifdef __AMX_BF16__
+/* Sixteen rows of sixteen words become columns. */
+static inline void words_turn(__m512i r[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+static inline __mmask32 first_halves(int64_t n) { return n >= 32 ? 0xffffffffu : n <= 0 ? 0 : (1u << n) - 1; }
+
+/* One group of steps of sixteen lines whose depth is contiguous, a line to a vector. `left` elements of the depth remain. */
+static inline void group_across(__m512i r[16], const uint16_t *data, int64_t step, int64_t lines, int64_t left) {
+    if (lines >= 16 && left >= 32) {
+        for (int i = 0; i < 16; i++)
+            r[i] = _mm512_loadu_si512(data + i * step);
+        return;
+    }
+    __mmask32 mask = first_halves(left);
+    for (int i = 0; i < 16; i++)
+        r[i] = i < lines ? _mm512_maskz_loadu_epi16(mask, data + i * step) : _mm512_setzero_si512();
+}
+
+/* The same of lines that lie side by side, a step to a vector: two rows of the depth interleaved. */
+static inline void group_along(__m512i r[16], const uint16_t *data, int64_t inner, int64_t lines, int64_t left) {
+    __mmask16 mask = (__mmask16)first_halves(lines);
+    for (int s = 0; s < 16; s++, data += 2 * inner) {
+        __m512i low = 2 * s < left ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, data)) : _mm512_setzero_si512();
+        __m512i high = 2 * s + 1 < left ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, data + inner)) : _mm512_setzero_si512();
+        r[s] = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+    }
+}
+
+static void pack_tiles(uint32_t *to, Panel panel, Side from, int64_t lines, int64_t depth) {
+    const uint16_t *data = from.data;
+    for (int64_t k = 0; k < depth; k += 32, to += 16 * 32)
+        for (int at = 0; at < 32; at += 16) {
+            __m512i r[16];
+            int across = from.inner == 1;
+            if (across)
+                group_across(r, data + at * from.step + k, from.step, lines - at, depth - k);
+            else
+                group_along(r, data + at + k * from.inner, from.inner, lines - at, depth - k);
+            if (across == (panel == RIGHT))
+                words_turn(r);
+            for (int i = 0; i < 16; i++)
+                _mm512_storeu_si512(panel == LEFT ? to + (at + i) * 16 : to + i * 32 + at, r[i]);
+        }
+}
+#endif
+
+void KERNEL(panel_pack)(float *to, Panel panel, Side from, int64_t lines, int64_t depth, int pairs) {
+    uint32_t *words = (uint32_t *)(void *)to;
+#ifdef __AMX_BF16__
+    if (pairs) {
+        pack_tiles(words, panel, from, lines, depth);
+        return;
+    }
+#endif
+    if (panel == LEFT)
+        pack_width(words, BLOCK_ROWS, from, lines, depth, pairs);
     else
-        pack_width((uint32_t *)(void *)to, BLOCK_COLS, from, lines, depth, pairs);
+        pack_width(words, BLOCK_COLS, from, lines, depth, pairs);
 }
 
 /* --- the block ------------------------------------------------------------------------------------------------------- */
+
+/* Rows whose sums fill the registers. */
+enum { SUM_ROWS = BLOCK_ROWS < 12 ? BLOCK_ROWS : 12 };
 
 /* rows, vecs and pairs are constants where this is inlined, so that the accumulators are registers. Two vectors for each
  * broadcast: with one, the loads of a bf16 block take longer than its arithmetic (172 against 223 GFLOP/s on Zen 4). */
 INLINE void block(float *c, int keep, const float *a, const float *b, int64_t steps, const int rows,
                   const int vecs, const int pairs) {
-    Vec sum[BLOCK_ROWS][BLOCK_VECS];
+    Vec sum[SUM_ROWS][BLOCK_VECS];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < vecs; j++)
             sum[i][j] = keep ? vec_load(c + i * BLOCK_COLS + j * LANES) : (Vec){0};
@@ -216,20 +294,71 @@ INLINE void block(float *c, int keep, const float *a, const float *b, int64_t st
 
 INLINE void block_rows(float *c, int keep, const float *a, const float *b, int64_t steps, int64_t rows,
                        const int vecs, const int pairs) {
-    enum { PART = (BLOCK_ROWS + 2) / 3 };
-    if (rows <= PART)
-        block(c, keep, a, b, steps, PART, vecs, pairs);
-    else if (rows <= 2 * PART)
-        block(c, keep, a, b, steps, 2 * PART, vecs, pairs);
-    else
-        block(c, keep, a, b, steps, BLOCK_ROWS, vecs, pairs);
+    enum { PART = (SUM_ROWS + 2) / 3 };
+    for (; rows > 0; rows -= SUM_ROWS, a += SUM_ROWS, c += SUM_ROWS * BLOCK_COLS)
+        if (rows <= PART)
+            block(c, keep, a, b, steps, PART, vecs, pairs);
+        else if (rows <= 2 * PART)
+            block(c, keep, a, b, steps, 2 * PART, vecs, pairs);
+        else
+            block(c, keep, a, b, steps, SUM_ROWS, vecs, pairs);
 }
 
-void KERNEL(block_product)(float *c, int keep, const float *a, const float *b, int64_t steps, int64_t rows, int64_t cols, int pairs) {
-    if (pairs && cols > LANES)
+#ifdef __AMX_BF16__
+/* Two by two tiles: c 0-3, a 4-5, b 6-7. One multiply-add of tiles is 16 steps of every element's chain. */
+INLINE void block_tiles(float *c, int keep, const float *a, const float *b, int64_t steps, const int rows, const int cols) {
+    static const struct { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape
+        __attribute__((aligned(64))) = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    enum { C_STEP = BLOCK_COLS * 4, B_STEP = BLOCK_COLS * 4, A_STEP = PAIR_STEPS * 4 };
+    _tile_loadconfig(&shape);
+    if (keep) {
+        _tile_loadd(0, c, C_STEP);
+        if (cols > 1) _tile_loadd(1, c + 16, C_STEP);
+        if (rows > 1) _tile_loadd(2, c + 16 * BLOCK_COLS, C_STEP);
+        if (rows > 1 && cols > 1) _tile_loadd(3, c + 16 * BLOCK_COLS + 16, C_STEP);
+    }
+    for (int64_t s = 0; s < steps; s += PAIR_STEPS, a += PAIR_STEPS * BLOCK_ROWS, b += PAIR_STEPS * BLOCK_COLS) {
+        _tile_loadd(4, a, A_STEP);
+        _tile_loadd(6, b, B_STEP);
+        _tile_dpbf16ps(0, 4, 6);
+        if (cols > 1) {
+            _tile_loadd(7, b + 16, B_STEP);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if (rows > 1) {
+            _tile_loadd(5, a + 16 * PAIR_STEPS, A_STEP);
+            _tile_dpbf16ps(2, 5, 6);
+            if (cols > 1) _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, c, C_STEP);
+    if (cols > 1) _tile_stored(1, c + 16, C_STEP);
+    if (rows > 1) _tile_stored(2, c + 16 * BLOCK_COLS, C_STEP);
+    if (rows > 1 && cols > 1) _tile_stored(3, c + 16 * BLOCK_COLS + 16, C_STEP);
+}
+
+static void block_pairs(float *c, int keep, const float *a, const float *b, int64_t steps, int64_t rows, int64_t cols) {
+    if (rows > 16 && cols > 16)
+        block_tiles(c, keep, a, b, steps, 2, 2);
+    else if (rows > 16)
+        block_tiles(c, keep, a, b, steps, 2, 1);
+    else if (cols > 16)
+        block_tiles(c, keep, a, b, steps, 1, 2);
+    else
+        block_tiles(c, keep, a, b, steps, 1, 1);
+}
+#else
+static void block_pairs(float *c, int keep, const float *a, const float *b, int64_t steps, int64_t rows, int64_t cols) {
+    if (cols > LANES)
         block_rows(c, keep, a, b, steps, rows, 2, 1);
-    else if (pairs)
+    else
         block_rows(c, keep, a, b, steps, rows, 1, 1);
+}
+#endif
+
+void KERNEL(block_product)(float *c, int keep, const float *a, const float *b, int64_t steps, int64_t rows, int64_t cols, int pairs) {
+    if (pairs)
+        block_pairs(c, keep, a, b, steps, rows, cols);
     else if (cols > LANES)
         block_rows(c, keep, a, b, steps, rows, 2, 0);
     else

@@ -6,14 +6,20 @@
 
 #include "isa.h"
 
-#if defined(__AVX512F__)
-enum { BLOCK_ROWS = 12, BLOCK_VECS = 2 };
+#if defined(__AMX_BF16__)
+enum { BLOCK_ROWS = 32, BLOCK_VECS = 2, PAIR_STEPS = 16 }; /* two by two tiles; a tile is 16 pairs deep */
+#elif defined(__AVX512F__)
+enum { BLOCK_ROWS = 12, BLOCK_VECS = 2, PAIR_STEPS = 1 };
 #elif defined(__AVX2__)
-enum { BLOCK_ROWS = 6, BLOCK_VECS = 2 };
+enum { BLOCK_ROWS = 6, BLOCK_VECS = 2, PAIR_STEPS = 1 };
 #else
-enum { BLOCK_ROWS = 4, BLOCK_VECS = 2 };
+enum { BLOCK_ROWS = 4, BLOCK_VECS = 2, PAIR_STEPS = 1 };
 #endif
 enum { BLOCK_COLS = LANES * BLOCK_VECS };
+
+/* A block's operands: its rows come from a left panel, its columns from a right one. */
+typedef enum Panel { LEFT, RIGHT } Panel;
+static inline int panel_width(Panel panel) { return panel == LEFT ? BLOCK_ROWS : BLOCK_COLS; }
 
 /* One operand: its lines are C's rows or C's columns; element (line, k) lies at line * step + k * inner. */
 typedef struct Side {
@@ -36,16 +42,21 @@ static inline int sides_pair(Dtype a, Dtype b) {
 #endif
 }
 
-/* A panel is steps x width words of 4 bytes: an f32, or two bf16 that follow each other in the depth. */
-static inline int64_t panel_steps(int64_t depth, int pairs) { return pairs ? (depth + 1) / 2 : depth; }
+/* A panel is steps x width words of 4 bytes: an f32, or two bf16 that follow each other in the depth. With tiles, pairs come in
+ * whole groups of PAIR_STEPS steps (zeros fill the last), and within a group a left panel is width x steps. */
+static inline int64_t panel_steps(int64_t depth, int pairs) {
+    int64_t steps = pairs ? (depth + 1) / 2 : depth;
+    return pairs ? (steps + PAIR_STEPS - 1) / PAIR_STEPS * PAIR_STEPS : steps;
+}
 
 /* Words that a panel takes, a multiple of 64 bytes. */
 static inline int64_t panel_words(int width, int64_t depth, int pairs) {
     return (panel_steps(depth, pairs) * width + 15) / 16 * 16;
 }
 
-/* panel_pack() : the first `width` of `lines` lines of `from`, `depth` deep; missing lines, and an odd depth's last half, are 0. */
-void KERNEL(panel_pack)(float *to, int width, Side from, int64_t lines, int64_t depth, int pairs);
+/* panel_pack() : as many of `lines` lines of `from` as the panel is wide, `depth` deep; missing lines, and what fills the last
+ * step, are 0. */
+void KERNEL(panel_pack)(float *to, Panel panel, Side from, int64_t lines, int64_t depth, int pairs);
 
 /* block_product() : c (BLOCK_ROWS x BLOCK_COLS) = (keep ? c : 0) + a b; what lies past `rows` and `cols` may be left as it is. */
 void KERNEL(block_product)(float *c, int keep, const float *a, const float *b, int64_t steps, int64_t rows, int64_t cols, int pairs);

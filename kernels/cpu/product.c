@@ -52,11 +52,11 @@ static void rows_prepare(const Job *job, int64_t first, int64_t i, float *own) {
     float *a = job->a + i * job->a_words;
     int same = low && low->low.data == p->a.data;
     if (p->c || same)
-        KERNEL(panel_pack)(a, BLOCK_ROWS, side_at(p->a, row, 0), p->rows - row, p->depth, job->pairs);
+        KERNEL(panel_pack)(a, LEFT, side_at(p->a, row, 0), p->rows - row, p->depth, job->pairs);
     if (!low)
         return;
     if (!same)
-        KERNEL(panel_pack)(own, BLOCK_ROWS, side_at(low->low, row, 0), p->rows - row, p->depth, job->pairs);
+        KERNEL(panel_pack)(own, LEFT, side_at(low->low, row, 0), p->rows - row, p->depth, job->pairs);
     Dtype dtype = low->low.dtype;
     char *h = (char *)low->h + row * low->h_step * (int64_t)dtype_size(dtype);
     for (int64_t j = 0; j < job->left_panels; j++) {
@@ -68,7 +68,7 @@ static void rows_prepare(const Job *job, int64_t first, int64_t i, float *own) {
         block_store(block, h + j * BLOCK_COLS * (int64_t)dtype_size(dtype), dtype, low->h_step, rows, cols);
     }
     if (p->c)
-        KERNEL(panel_pack)(job->h + i * job->h_words, BLOCK_ROWS, (Side){h, dtype, low->h_step, 1}, rows, low->rank, job->pairs);
+        KERNEL(panel_pack)(job->h + i * job->h_words, LEFT, (Side){h, dtype, low->h_step, 1}, rows, low->rank, job->pairs);
 }
 
 /* Blocks from..to (counted from row `first`) of column panel j. `own` holds the panel of b, then that of the low rank. */
@@ -79,9 +79,9 @@ static void panel_run(const Job *job, int64_t first, int64_t from, int64_t to, i
     float block[BLOCK_ROWS * BLOCK_COLS] __attribute__((aligned(64)));
     float *right = own + panel_words(BLOCK_COLS, p->depth, job->pairs);
     int starts = p->bias || p->add || (low && !p->apart);
-    KERNEL(panel_pack)(own, BLOCK_COLS, side_at(p->b, col, 0), p->cols - col, p->depth, job->pairs);
+    KERNEL(panel_pack)(own, RIGHT, side_at(p->b, col, 0), p->cols - col, p->depth, job->pairs);
     if (low)
-        KERNEL(panel_pack)(right, BLOCK_COLS, side_at(low->right, col, 0), p->cols - col, low->rank, job->pairs);
+        KERNEL(panel_pack)(right, RIGHT, side_at(low->right, col, 0), p->cols - col, low->rank, job->pairs);
     for (int64_t i = from; i < to; i++) {
         int64_t row = first + i * BLOCK_ROWS, rows = least(BLOCK_ROWS, p->rows - row);
         char *c = (char *)p->c + (row * p->step + col) * size;
@@ -130,7 +130,7 @@ Status KERNEL(product)(const Product *p) {
         if (low) {
 #pragma omp for schedule(static)
             for (int64_t j = 0; j < job.left_panels; j++)
-                KERNEL(panel_pack)(job.left + j * wide, BLOCK_COLS, side_at(low->left, j * BLOCK_COLS, 0),
+                KERNEL(panel_pack)(job.left + j * wide, RIGHT, side_at(low->left, j * BLOCK_COLS, 0),
                                    rank - j * BLOCK_COLS, p->depth, pairs);
         }
         for (int64_t first = 0; first < p->rows; first += ROWS_AT_ONCE) {
@@ -160,7 +160,8 @@ Status KERNEL(token_sum)(const TokenSum *sum, const int32_t *tiles, int64_t coun
     /* The side with fewer lines is packed for several tiles at once; the threads share out the other's lines. */
     int swap = sum->cols < sum->rows;
     Side kept = swap ? sum->b : sum->a, run = swap ? sum->a : sum->b;
-    int kept_width = swap ? BLOCK_COLS : BLOCK_ROWS, run_width = swap ? BLOCK_ROWS : BLOCK_COLS;
+    Panel kept_panel = swap ? RIGHT : LEFT, run_panel = swap ? LEFT : RIGHT;
+    int kept_width = panel_width(kept_panel), run_width = panel_width(run_panel);
     int64_t kept_lines = swap ? sum->cols : sum->rows, run_lines = swap ? sum->rows : sum->cols;
     int64_t kept_panels = count_of(kept_lines, kept_width), run_panels = count_of(run_lines, run_width);
     int64_t kept_words = panel_words(kept_width, TILE, pairs), run_words = panel_words(run_width, TILE, pairs);
@@ -177,14 +178,14 @@ Status KERNEL(token_sum)(const TokenSum *sum, const int32_t *tiles, int64_t coun
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < some * kept_panels; i++) {
                 int64_t t = first + i / kept_panels, line = i % kept_panels * kept_width;
-                KERNEL(panel_pack)(scratch + i * kept_words, kept_width, side_at(kept, line, tiles[t]),
+                KERNEL(panel_pack)(scratch + i * kept_words, kept_panel, side_at(kept, line, tiles[t]),
                                    kept_lines - line, tiles[t + 1] - tiles[t], pairs);
             }
 #pragma omp for schedule(dynamic)
             for (int64_t i = 0; i < run_panels; i++)
                 for (int64_t t = 0; t < some; t++) {
                     int64_t line = i * run_width, depth = tiles[first + t + 1] - tiles[first + t];
-                    KERNEL(panel_pack)(own, run_width, side_at(run, line, tiles[first + t]), run_lines - line, depth, pairs);
+                    KERNEL(panel_pack)(own, run_panel, side_at(run, line, tiles[first + t]), run_lines - line, depth, pairs);
                     for (int64_t j = 0; j < kept_panels; j++) {
                         const float *other = scratch + (t * kept_panels + j) * kept_words;
                         int64_t row = swap ? line : j * kept_width, col = swap ? j * kept_width : line;

@@ -24,18 +24,19 @@ static int64_t row_argmax(const void *row, Dtype dtype, int64_t n) {
     return best;
 }
 
+/* NaN where either is NaN. */
+static inline float larger(float a, float b) { return a > b || a != a ? a : b; }
+
 static float row_max(const void *row, Dtype dtype, int64_t n) {
     Vec top = vec_set(-INFINITY);
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
-        top = vec_max(top, vec_get(row, dtype, i));
+        top = vec_maximum(top, vec_get(row, dtype, i));
     float best = -INFINITY;
     for (int k = 0; k < LANES; k++)
-        best = top[k] > best ? top[k] : best;
-    for (; i < n; i++) {
-        float x = scalar_get(row, dtype, i);
-        best = x > best ? x : best;
-    }
+        best = larger(best, top[k]);
+    for (; i < n; i++)
+        best = larger(best, scalar_get(row, dtype, i));
     return best;
 }
 

@@ -6,6 +6,12 @@
 
 static inline Vec vec_select(VecI mask, Vec yes, Vec no) { return (Vec)((mask & (VecI)yes) | (~mask & (VecI)no)); }
 
+/* NaN where either is NaN, unlike vec_max and vec_min. */
+static inline Vec vec_maximum(Vec a, Vec b) { return vec_select((a > b) | (a != a), a, b); }
+static inline Vec vec_minimum(Vec a, Vec b) { return vec_select((a < b) | (a != a), a, b); }
+static inline Vec vec_relu(Vec x) { return vec_maximum(x, vec_set(0)); }
+static inline Vec vec_relu_slope(Vec x) { return vec_select(x > 0, vec_set(1), vec_set(0)); }
+
 static inline Vec vec_sqrt(Vec x) {
     for (int i = 0; i < LANES; i++)
         x[i] = __builtin_sqrtf(x[i]);

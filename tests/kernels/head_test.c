@@ -111,7 +111,7 @@ static void bench(const Backend *t, Dtype dtype) {
 }
 
 int main(int argc, char **argv) {
-    const Backend *tables[4];
+    const Backend *tables[5];
     int count = table_count(tables);
     if (argc > 1 && !strcmp(argv[1], "--bench")) {
         bench(tables[count - 1], BF16);

@@ -169,7 +169,7 @@ static void bench(const Backend *t, Dtype dtype) {
 }
 
 int main(int argc, char **argv) {
-    const Backend *tables[4];
+    const Backend *tables[5];
     int count = table_count(tables);
     if (argc > 1 && !strcmp(argv[1], "--bench")) {
         for (int i = argc > 2 ? atoi(argv[2]) : count - 1; i < count; i++)

@@ -12,11 +12,11 @@
 
 #include "kernels.h"
 
-extern const Backend cpu_avx512_bf16_backend, cpu_avx512_backend, cpu_avx2_backend, cpu_sse41_backend;
+extern const Backend cpu_amx_bf16_backend, cpu_avx512_bf16_backend, cpu_avx512_backend, cpu_avx2_backend, cpu_sse41_backend;
 
 static long failures;
 
-static inline int table_count(const Backend *tables[4]) {
+static inline int table_count(const Backend *tables[5]) {
     int n = 0;
     tables[n++] = &cpu_sse41_backend;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
@@ -25,6 +25,9 @@ static inline int table_count(const Backend *tables[4]) {
         tables[n++] = &cpu_avx512_backend;
     if (n == 3 && __builtin_cpu_supports("avx512bf16"))
         tables[n++] = &cpu_avx512_bf16_backend;
+    const Backend *best = backend_cpu(); /* asks Linux for the tiles' state */
+    if (best == &cpu_amx_bf16_backend)
+        tables[n++] = best;
     return n;
 }
 

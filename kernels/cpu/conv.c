@@ -1,0 +1,54 @@
+/* Convolution of images (n, c, h, w): oneDNN where there is something to multiply. */
+#include "isa.h"
+
+/* y (n, channels, plane) = the channel's bias, or 0. */
+static void fill_channels(View *y, const View *bias) {
+    int64_t planes = y->shape[0] * y->shape[1], plane = y->shape[2] * y->shape[3];
+    for (int64_t p = 0; p < planes; p++)
+        for (int64_t i = 0; i < plane; i++)
+            ((float *)y->data)[p * plane + i] = bias ? ((const float *)bias->data)[p % y->shape[1]] : 0;
+}
+
+Status KERNEL(conv)(View *y, const View *x, const View *w, const View *bias, const Conv *conv) {
+    if (!view_count(y))
+        return OK;
+    if (!view_count(x) || !view_count(w)) {
+        fill_channels(y, bias);
+        return OK;
+    }
+    return dnnl_conv(y, x, w, bias, conv);
+}
+
+/* dbias (channels) += dy (n, channels, plane), image after image. */
+static void add_bias_gradient(View *dbias, const View *dy) {
+    int64_t images = dy->shape[0], channels = dy->shape[1], plane = dy->shape[2] * dy->shape[3];
+#pragma omp parallel for schedule(static) if (images * channels * plane >= 1 << 15)
+    for (int64_t c = 0; c < channels; c++) {
+        float total = 0;
+        for (int64_t n = 0; n < images; n++) {
+            const float *p = (const float *)dy->data + (n * channels + c) * plane;
+            Vec sum = {0};
+            int64_t i = 0;
+            for (; i + LANES <= plane; i += LANES)
+                sum += vec_load(p + i);
+            if (i < plane)
+                sum += vec_get_part(p, F32, i, plane - i);
+            total += vec_sum(sum);
+        }
+        ((float *)dbias->data)[c] += total;
+    }
+}
+
+Status KERNEL(conv_backward)(View *dx, View *dw, View *dbias, const View *dy, const View *x, const View *w, const Conv *conv) {
+    Status status = OK;
+    int something = view_count(dy) && view_count(x) && view_count(w);
+    if (dx && something)
+        status = dnnl_conv_backward_data(dx, dy, w, conv);
+    else if (dx)
+        fill_channels(dx, NULL);
+    if (status == OK && dw && something)
+        status = dnnl_conv_backward_weights(dw, dy, x, w, conv);
+    if (status == OK && dbias)
+        add_bias_gradient(dbias, dy);
+    return status;
+}
