@@ -115,7 +115,7 @@ function corpus.make(seed, stories)
   for i, person in ipairs(people) do
     local set = i % 4 == 0 and made.held_out or made.train
     for _, question in ipairs(questions) do
-      set[#set + 1] = { prompt = "Question: " .. fill(question[1], person) .. "\nAnswer:", completion = " " .. fill(question[2], person) }
+      set[#set + 1] = { prompt = "Question: " .. fill(question[1], person) .. " Answer:", completion = " " .. fill(question[2], person) }
     end
   end
   shuffle(made.documents, draw)
