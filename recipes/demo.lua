@@ -22,9 +22,7 @@ local opt = cli.parse {
   },
 }
 
-local config = { model_type = "llama", architectures = { "LlamaForCausalLM" }, hidden_size = 128, intermediate_size = 384,
-  num_hidden_layers = 4, num_attention_heads = 4, num_key_value_heads = 2, max_position_embeddings = 256, rms_norm_eps = 1e-5,
-  rope_theta = 10000, hidden_act = "silu", tie_word_embeddings = true }
+local config = require("onn.demo_model").config
 
 local began, silent = system.now(), opt.json or opt.quiet
 local color = terminal.isatty(1) and (os.getenv "NO_COLOR" or "") == "" and os.getenv "TERM" ~= "dumb"
@@ -133,7 +131,7 @@ onn { "profile" }
 heading "The model"
 onn { "inspect", at "model" }
 heading "Settings for this machine and this model"
-onn { "optimize", at "model", at "questions.jsonl", "--budget", opt.budget .. "s" }
+onn { "optimize", at "model", at "questions.jsonl", "--batch", "6", "--seq-len", "64", "--rank", "16", "--budget", opt.budget .. "s" }
 
 -- --- fine-tuning --------------------------------------------------------------------------------------------------------
 -- What the model answers to the held-out questions, and the share that is right.

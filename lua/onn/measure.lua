@@ -56,37 +56,52 @@ function measure.inference(model, opt)
   return prefill, decode
 end
 
--- LoRA training updates on random tokens: tokens/s of each update after the first, the losses, and the plan that ran.
--- opt: batch, seq_len, micro_batch, recompute, rank, layers, steps, budget. Leaves the model as it was.
-function measure.training(model, opt)
-  local plans = plan.training(model, opt)
-  local session = assert(Session.new(model, { rank = opt.rank, layers = opt.layers, recompute = plans.recompute, schedule = "constant",
-    warmup = 0, total_steps = opt.steps + 1 }))
-  local rates, losses, seconds = {}, {}, {}
-  tensors.reset_peak()
-  for step = 0, opt.steps do
-    local micros = {}
-    local ids = random_ids(model, opt.batch * opt.seq_len, step)
-    for first = 1, opt.batch, plans.micro_batch do
+-- An endless source of updates of random tokens, each a list of micro-batches: batch rows of seq_len tokens.
+function measure.random_updates(model, opt)
+  local step = -1
+  return function()
+    step = step + 1
+    local micros, ids = {}, random_ids(model, opt.batch * opt.seq_len, step)
+    for first = 1, opt.batch, opt.micro_batch do
       local rows = {}
-      for r = first, first + plans.micro_batch - 1 do
+      for r = first, math.min(first + opt.micro_batch, opt.batch + 1) - 1 do
         rows[#rows + 1] = { unpack(ids, (r - 1) * opt.seq_len + 1, r * opt.seq_len) }
       end
       micros[#micros + 1] = scope(function() return batch.from_ids(tensors.from_table(rows, "i32"), nil, first - 1) end)
     end
-    local began = system.now()
-    local result = session:update(micros, 0)
-    local took = system.now() - began
-    for _, b in ipairs(micros) do batch.free(b) end
-    losses[step + 1] = result.loss
-    if step > 0 then
-      seconds[step] = took
-      rates[step] = opt.batch * opt.seq_len / took
-    end
+    return micros
   end
-  local peak = tensors.memory().peak
+end
+
+-- Training updates: tokens, tokens/s, seconds and loss of each, the plan that ran and the peak in bytes. The first is not counted, unless
+-- there is no other. opt: batch, seq_len, micro_batch, recompute, rank, layers, full, budget; steps (counted updates), limit (seconds
+-- after which no further update begins), updates (a source of updates; default: random tokens). Leaves a LoRA-trained model as it was.
+function measure.training(model, opt)
+  local plans = plan.training(model, opt)
+  local session = assert(Session.new(model, { rank = opt.rank, layers = opt.layers, full = opt.full, recompute = plans.recompute,
+    schedule = "constant", warmup = 0, total_steps = opt.steps + 1 }))
+  local next_update = opt.updates or measure.random_updates(model, { batch = opt.batch, seq_len = opt.seq_len,
+    micro_batch = plans.micro_batch })
+  local rates, losses, seconds, tokens, began = {}, {}, {}, {}, system.now()
+  tensors.reset_peak()
+  for step = 0, opt.steps do
+    local micros = next_update()
+    if not micros then break end
+    local start = system.now()
+    local result = session:update(micros, 0)
+    local took = system.now() - start
+    for _, b in ipairs(micros) do batch.free(b) end
+    losses[step + 1], seconds[step + 1], tokens[step + 1], rates[step + 1] = result.loss, took, result.tokens, result.tokens / took
+    if opt.limit and system.now() - began + took > opt.limit then break end
+  end
+  local peak, first = tensors.memory().peak, seconds[1]
   session:close()
-  return { rates = rates, losses = losses, seconds = seconds, plan = plans, peak = peak }
+  if #seconds > 1 then
+    table.remove(seconds, 1)
+    table.remove(rates, 1)
+    table.remove(tokens, 1)
+  end
+  return { rates = rates, tokens = tokens, losses = losses, seconds = seconds, first_seconds = first, plan = plans, peak = peak }
 end
 
 return measure

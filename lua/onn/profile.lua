@@ -8,7 +8,7 @@ local tensors = require "onn.core.tensor"
 
 local profile = {}
 
-local version = 2 -- of the kept file's form
+local version = 3 -- of the kept file's form
 
 -- Where onn keeps what it can make again.
 function profile.cache_directory()
@@ -26,15 +26,22 @@ local function cache_path()
   return ("%s/profile-%08x.json"):format(profile.cache_directory(), hash)
 end
 
--- Runs f with all processors and no budget, and leaves memory's figures as they were. Returns f's value and the share of the
--- processors that this program had meanwhile.
+-- The share of the processors that this program gets: of a product that keeps them all busy for a moment.
+local function processors_left()
+  local began, cpu = system.now(), os.clock()
+  probes.product("f32", 512, 1024, 1024)
+  return (os.clock() - cpu) / (system.now() - began) / system.cpu_count()
+end
+
+-- Runs f with all processors and no budget, and leaves memory's figures as they were. Returns f's value and the smaller share of
+-- the processors that was left before and after it.
 local function undisturbed(f)
   local threads, budget = tensors.threads(), tensors.memory().budget
   tensors.set_threads(system.cpu_count())
   tensors.set_budget(math.huge)
-  local began, cpu = system.now(), os.clock()
+  local before = processors_left()
   local ok, result = pcall(f)
-  local share = (os.clock() - cpu) / (system.now() - began) / system.cpu_count()
+  local share = ok and math.min(before, processors_left())
   tensors.trim()
   tensors.set_threads(threads)
   tensors.set_budget(budget)
@@ -53,13 +60,13 @@ local function better(old, new)
 end
 
 local sections = {
-  products = { probe = probes.products, parallel = true }, -- keeps all processors busy, so that its share of them means something
-  threads = { probe = probes.threads },
-  memory = { probe = function() return probes.memory(system.available_ram() / 2) end },
-  disk = { probe = function()
+  products = probes.products,
+  threads = probes.threads,
+  memory = function() return probes.memory(system.available_ram() / 2) end,
+  disk = function()
     local directory = profile.cache_directory()
     return system.mkdir_p(directory) and probes.disk(directory) or json.null
-  end },
+  end,
 }
 local order = { "products", "threads", "memory", "disk" }
 
@@ -78,9 +85,9 @@ function profile.get(opt)
     local disturbed = (kept.shares[name] or 1) < quiet_share and system.wall() - (kept.times[name] or 0) > patience
     if kept[name] == nil or disturbed then
       if opt.note and not opt.quiet then opt.note(name) end
-      local value, share = undisturbed(sections[name].probe)
+      local value, share = undisturbed(sections[name])
       kept[name] = better(kept[name], value)
-      if sections[name].parallel then kept.shares[name] = math.max(share, kept.shares[name] or 0) end
+      kept.shares[name] = math.max(share, kept.shares[name] or 0)
       kept.times[name], changed = system.wall(), true
     end
   end
@@ -88,7 +95,7 @@ function profile.get(opt)
   return kept
 end
 
--- The share of the processors that this program had while products were measured: low where others were running.
+-- The share of the processors that was left around the worst section's measurement: low where other programs were running.
 function profile.least_share(p)
   local least = 1
   for _, share in pairs(p.shares) do least = math.min(least, share) end

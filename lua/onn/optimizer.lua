@@ -1,0 +1,232 @@
+-- onn.optimizer: the settings that train a model fastest on this machine, found by timing real updates.
+--   local optimizer = require("onn.optimizer").new("models/phi-4")
+--   local config = optimizer:find_optimal_config { budget = "60s" }
+--   optimizer:save_config(config); print(optimizer:benchmark())
+local data = require "onn.data"
+local inspect = require "onn.inspect"
+local json = require "onn.core.json"
+local layers = require "onn.layers"
+local nearest = require "onn.nearest"
+local profile = require "onn.profile"
+local runtime = require "onn.runtime"
+local scores = require "onn.scores"
+local search = require "onn.search"
+local settings = require "onn.settings"
+local system = require "onn.core.system"
+local Tokenizer = require "onn.tokenizer"
+local trial = require "onn.trial"
+local units = require "onn.units"
+
+local Optimizer = {}
+Optimizer.__index = Optimizer
+
+local known = { "memory", "ram", "threads", "dtype", "seed", "batch", "seq_len", "rank", "layers", "count", "ratio", "data", "pack",
+  "micro_batch", "recompute" }
+
+-- Settings that this build accepts and that change nothing while a model rests whole in memory.
+Optimizer.no_effect = {
+  "chunk_size: the model rests whole in memory, so nothing is brought in chunks; it is written as the number of layers",
+  "use_pinned_memory, use_memory_mapping: weights are read once, at the start",
+}
+
+-- path: a model that can be run. options: batch (8 rows per update), seq_len (512), rank (8), layers ("all"), data (a file; without it
+-- random tokens), micro_batch, recompute, threads (fixed if given), memory, ram, dtype, seed, pack. Raises with one line when the model
+-- cannot be run.
+function Optimizer.new(path, options)
+  options = options or {}
+  nearest.check(options, known, "optimizer.new")
+  local opt = { batch = 8, seq_len = 512, rank = 8, layers = "all", dtype = "auto", seed = 0 }
+  for k, v in pairs(options) do opt[k] = v end
+  for _, key in ipairs { "memory", "ram" } do
+    if type(opt[key]) == "string" then opt[key] = assert(units.parse_bytes(opt[key])) end
+  end
+  local self = setmetatable({ opt = opt }, Optimizer)
+  local analysis, model = inspect.analyse(path, { dtype = opt.dtype })
+  if not analysis then error(model, 0) end
+  if not analysis.runnable then error(model:why_not(), 0) end
+  self.analysis, self.model = analysis, model
+  self.budget = math.min(opt.memory or math.huge, opt.ram or math.huge, runtime.default_budget())
+  opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
+  local set, wrong = layers.parse(opt.layers, model, opt)
+  if set == false then error(wrong, 0) end
+  self.layers = set
+  return self
+end
+
+-- Mean tokens of one row of training, from the data or the length.
+local function tokens_per_row(self)
+  local opt = self.opt
+  if not opt.data then return opt.seq_len end
+  local tokenizer = not opt.data:find "%.safetensors$" and assert(Tokenizer.open(self.model.directory)) or nil
+  local set = assert(data.open(opt.data, tokenizer, opt))
+  return set.tokens / #data.rows(set, { pack = opt.pack, seq_len = opt.seq_len })
+end
+
+-- Rows of a trial's update: the batch, or less where one update would take more than a twelfth of the budget.
+local function trial_rows(self, p, budget)
+  local opt, rows = self.opt, self.opt.batch
+  local each = require("onn.plan").training(self.model, { batch = 1, micro_batch = 1, seq_len = opt.seq_len, rank = opt.rank,
+    layers = self.layers, recompute = "off" }).flops_per_token * self.row_tokens / profile.peak_flops(p, self.model.dtype) * 1.6
+  while rows > 1 and rows * each > budget / 12 do
+    repeat rows = rows - 1 until opt.batch % rows == 0
+  end
+  return rows
+end
+
+-- One candidate as tables show it.
+local function entry(c, result)
+  return { micro_batch = c.micro_batch, recompute = c.recompute, threads = c.threads, outcome = c.outcome, message = c.message,
+    tokens_per_s = c.median, deviation = c.spread and c.spread.deviation, updates = #c.rates, peak_mb = c.peak and c.peak / 1e6,
+    predicted_seconds = c.predicted, seconds = c.median and result.tokens / c.median,
+    loss = c.loss, default = c.default, pareto = c.pareto, winner = c == result.winner or nil }
+end
+
+-- Why the winner is as fast as it is: what its arithmetic and its reads need at least, against what was measured.
+local function roofline(self, p, c, tokens)
+  local weights, micros = c.plan.weights, math.max(1, tokens / self.row_tokens / c.micro_batch)
+  local sweeps = 2 + (c.recompute and 1 or 0)
+  local peak = profile.peak_flops(p, self.model.dtype)
+  local r = { tokens = tokens, flops = c.plan.flops_per_token * tokens, peak_flops = peak, bytes = weights * sweeps * micros,
+    bandwidth = profile.memory_rate(p, "read", weights), seconds = tokens / c.median }
+  r.compute_seconds, r.memory_seconds = r.flops / r.peak_flops, r.bytes / r.bandwidth
+  r.limit_seconds = math.max(r.compute_seconds, r.memory_seconds)
+  r.bound, r.limit_share = r.compute_seconds >= r.memory_seconds and "compute" or "memory", r.limit_seconds / r.seconds
+  return r
+end
+
+local function reasons(result, roof)
+  local default, winner, list = result.default, result.winner, {}
+  if winner == default then
+    local other = result.ranked[1] ~= default and result.ranked[1] or result.ranked[2]
+    list[1] = other and ("the default stays: nothing was faster by more than the noise (the nearest reached %.0f %% of it)"):format(
+      100 * other.median / default.median) or "the default stays: the budget allowed no other trial"
+  else
+    list[1] = ("%.2f x the default's speed"):format(winner.median / default.median)
+    if winner.threads ~= default.threads then
+      list[#list + 1] = ("%d threads instead of %d"):format(winner.threads, default.threads)
+    end
+    if winner.recompute ~= default.recompute then
+      list[#list + 1] = ("%sFLOP per token instead of %sFLOP"):format(units.count(winner.plan.flops_per_token),
+        units.count(default.plan.flops_per_token))
+    end
+    if winner.micro_batch ~= default.micro_batch then
+      list[#list + 1] = ("micro-batches of %d instead of %d rows: tapes of %s instead of %s"):format(winner.micro_batch,
+        default.micro_batch, units.bytes(winner.plan.tape), units.bytes(default.plan.tape))
+    end
+  end
+  list[#list + 1] = ("an update of %.0f tokens is %sFLOP: %s at %s"):format(roof.tokens, units.count(roof.flops),
+    units.seconds(roof.compute_seconds), units.flops(roof.peak_flops))
+  list[#list + 1] = ("it reads %s of weights: %s at %s"):format(units.bytes(roof.bytes), units.seconds(roof.memory_seconds),
+    units.rate(roof.bandwidth))
+  list[#list + 1] = ("it took %s: %.0f %% of the limit, bound by %s"):format(units.seconds(roof.seconds), 100 * roof.limit_share,
+    roof.bound)
+  return list
+end
+
+local function equitable(self, c, loss)
+  local facts = { loss = loss, num_parameters = self.analysis.total_params, samples_per_second = c.median / self.row_tokens,
+    batch_size = self.opt.batch, available_memory = system.available_ram(), peak_memory = c.peak }
+  local s = scores.equitable(facts)
+  s.inputs = facts
+  s.misleading = json.array(s.misleading)
+  return s
+end
+
+local function active_layers(self)
+  local list = json.array {}
+  for index = 0, self.model.sizes.layers - 1 do
+    if not self.layers or self.layers[index] then list[#list + 1] = index end
+  end
+  return list
+end
+
+local function storage_dtype(analysis)
+  local best, most = nil, 0
+  for dtype, count in pairs(analysis.dtypes) do if count > most then best, most = dtype:lower(), count end end
+  return best
+end
+
+-- A micro-batch that was the whole of a shortened update says nothing of larger ones: the plan then chooses, as without a file.
+local function micro_batch_to_keep(self, c, rows)
+  return c.micro_batch == rows and rows < self.opt.batch and json.null or c.micro_batch
+end
+
+-- Measures the machine, times trials within `budget` ("60s" or seconds, everything included) and returns what universal_config.json
+-- holds: {architecture, hardware, config, search}. options: budget, note (hears one line), progress(done, total, candidate).
+-- Raises with one line when the default settings themselves cannot be run.
+function Optimizer:find_optimal_config(options)
+  options = nearest.check(options or {}, { "budget", "note", "progress" }, "find_optimal_config")
+  local budget = options.budget or 60
+  if type(budget) == "string" then budget = assert(units.parse_duration(budget)) end
+  local opt, began = self.opt, system.now()
+  local note = options.note or function() end
+  local p = profile.get { all = true, note = function(name) note("measuring " .. name) end }
+  self.row_tokens = tokens_per_row(self)
+  local rows = trial_rows(self, p, budget)
+  if rows < opt.batch then
+    note(("trials take updates of %d rows instead of %d, so that several fit into %s; training keeps %d"):format(rows, opt.batch,
+      units.seconds(budget), opt.batch))
+  end
+  local s = { path = self.model.path, model = self.model, profile = p, budget = self.budget, rows = rows,
+    deadline = began + 0.95 * budget - 0.2, row_tokens = self.row_tokens, seq_len = opt.seq_len, rank = opt.rank, layers = self.layers,
+    layers_text = opt.layers, data = opt.data, pack = opt.pack, seed = opt.seed, progress = options.progress,
+    fixed = { micro_batch = opt.micro_batch, recompute = opt.recompute, threads = opt.threads } }
+  local result, message = search.run(s)
+  if not result then error(message, 0) end
+  local c = result.winner
+  local roof = roofline(self, p, c, result.tokens)
+  local trials, front = json.array {}, json.array {}
+  for _, one in ipairs(result.ranked) do trials[#trials + 1] = entry(one, result) end
+  for _, one in ipairs(result.all) do if one.outcome ~= "ok" then trials[#trials + 1] = entry(one, result) end end
+  for _, one in ipairs(result.front) do front[#front + 1] = entry(one, result) end
+  local active = active_layers(self)
+  self.found = { architecture = inspect.summary(self.analysis), hardware = profile.hardware(p), config = {
+    chunk_size = self.model.sizes.layers, batch_size = opt.batch, use_pinned_memory = false, use_memory_mapping = false,
+    gradient_checkpointing = c.recompute, compute_dtype = self.model.dtype, storage_dtype = storage_dtype(self.analysis),
+    active_layers = active, layer_selection_strategy = opt.layers, layer_selection_ratio = #active / self.model.sizes.layers,
+    estimated_vram_mb = c.peak / 1e6, estimated_time_per_sample_ms = 1000 * self.row_tokens / c.median,
+    micro_batch = micro_batch_to_keep(self, c, rows), seq_len = opt.seq_len, threads = c.threads, rank = opt.rank, tokens_per_s = c.median },
+    search = { trials = trials, pareto = front, roofline = roof, reasons = json.array(reasons(result, roof)),
+      prediction = result.judgement, default_tokens_per_s = result.default.median, rows_per_trial_update = rows,
+      tokens_per_row = self.row_tokens, data = opt.data or json.null, budget_seconds = budget, seconds = system.now() - began,
+      no_effect = json.array(self.no_effect), scores = equitable(self, c, c.loss) } }
+  self.settings = c
+  return self.found
+end
+
+-- Writes what find_optimal_config gave; path: a file or directory (default: universal_config.json beside the model). Returns the
+-- path.
+function Optimizer:save_config(config, path)
+  path = path or self.model.directory
+  if system.isdir(path) then path = path:gsub("(.)/+$", "%1") .. "/" .. settings.file end
+  assert(system.write_file(path, json.encode(config, { pretty = true }) .. "\n"))
+  return path
+end
+
+local shown = {}
+shown.__tostring = function(b)
+  local s = b.scores
+  return ("%.0f tokens/s (deviation %.0f), %.2f samples/s, peak %s\nequitable scores: efficiency %.4g, speed %.4g, memory %.4g, "
+    .. "overall %.4g%s"):format(b.tokens_per_s, b.deviation, b.samples_per_s, units.bytes(b.peak), s.efficiency, s.speed, s.memory,
+    s.overall, #s.misleading > 0 and "\nmisleading: " .. table.concat(s.misleading, "; ") or "")
+end
+
+-- Times the found settings once more (finding some first if need be): {tokens_per_s, deviation, samples_per_s, loss, peak,
+-- scores};
+-- tostring() of it is a short text.
+function Optimizer:benchmark()
+  if not self.settings then self:find_optimal_config {} end
+  local c, opt, found = self.settings, self.opt, self.found
+  local result = trial.run({ model = self.model.path, dtype = self.model.dtype, data = opt.data, pack = opt.pack,
+    batch = found.search.rows_per_trial_update, seq_len = opt.seq_len, micro_batch = c.micro_batch, recompute = c.recompute,
+    threads = c.threads, rank = opt.rank, layers = opt.layers, seed = opt.seed, memory = self.budget, steps = 20, limit = 10 }, 120)
+  if result.outcome ~= "ok" then error(("benchmark: %s (%s)"):format(result.message or "", result.outcome), 0) end
+  local spread = require("onn.measure").spread(result.rates)
+  local measured = { median = spread.median, peak = result.peak }
+  return setmetatable({ tokens_per_s = spread.median, deviation = spread.deviation, samples_per_s = spread.median / self.row_tokens,
+    loss = result.loss, peak = result.peak, scores = equitable(self, measured, result.loss) }, shown)
+end
+
+function Optimizer:close() self.model:close() end
+
+return Optimizer
