@@ -82,11 +82,13 @@ local function run(prompts, show)
     end
     texts[s] = table.concat(texts[s])
   end
-  if opt.stats then
-    cli.note("prompt: %d tokens, %.1f tokens/s; generation: %d tokens, %.1f tokens/s", report.prompt_tokens,
-      report.prompt_tokens / report.prefill_seconds, report.new_tokens, report.decoded / math.max(report.decode_seconds, 1e-9))
-  end
   return texts, report
+end
+
+local function stats(report)
+  if not opt.stats then return end
+  cli.note("prompt: %d tokens, %.1f tokens/s; generation: %d tokens, %.1f tokens/s", report.prompt_tokens,
+    report.prompt_tokens / report.prefill_seconds, report.new_tokens, report.decoded / math.max(report.decode_seconds, 1e-9))
 end
 
 local function say(_, text) io.stdout:write(text) io.stdout:flush() end
@@ -111,6 +113,7 @@ if opt.prompts then
   local texts
   texts, report = run(prompts)
   for s, text in ipairs(texts) do print(json.encode { prompt = originals[s], text = text }) end
+  stats(report)
 elseif opt.chat and not opt.prompt and terminal.isatty(0) then
   local history = opt.system and { { role = "system", content = opt.system } } or {}
   while true do
@@ -123,6 +126,7 @@ elseif opt.chat and not opt.prompt and terminal.isatty(0) then
     texts, report = run({ encode(history) }, say)
     history[#history + 1] = { role = "assistant", content = texts[1] }
     print()
+    stats(report)
     if report.interrupted then break end
   end
 else
@@ -135,5 +139,6 @@ else
   else
     print()
   end
+  stats(report)
 end
 if report and report.interrupted then os.exit(128 + (signals.pending() or 2)) end
