@@ -1,4 +1,4 @@
-/* Device memory: every byte counted against a budget; freed blocks are kept for the next request of about their size. */
+/* Device memory: every byte counted against a budget; what is freed stays resident for the next request. */
 #ifndef ONN_MEMORY_H
 #define ONN_MEMORY_H
 
@@ -10,7 +10,7 @@ typedef struct Memory Memory;
 
 typedef struct MemoryInfo {
     size_t used;   /* bytes in live blocks */
-    size_t cached; /* bytes in freed blocks kept for reuse */
+    size_t cached; /* freed bytes that stay resident */
     size_t peak;   /* highest `used` since memory_reset_peak() */
     size_t budget; /* hard limit on used + cached */
 } MemoryInfo;
@@ -18,7 +18,7 @@ typedef struct MemoryInfo {
 /* memory_cpu() : the pool of the CPU device; its budget starts without limit. */
 Memory *memory_cpu(void);
 
-/* memory_alloc() : a block of at least *bytes, 64-byte aligned (2 MB aligned and on huge pages from 2 MB up);
+/* memory_alloc() : a block of at least *bytes, 64-byte aligned (64 KB aligned from 256 KB up, and on huge pages);
  * *bytes becomes its true size, which memory_free() wants back. Contents are undefined.
  * ERR_MEMORY over budget, with both numbers; the pool is then as before. Thread-safe. */
 Status memory_alloc(Memory *pool, size_t *bytes, void **block);
