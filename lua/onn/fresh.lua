@@ -63,7 +63,7 @@ end
 local function texts_of(path)
   local text, message, code = system.read_file(path)
   if not text then return nil, message, code end
-  local list, value = {}, nil
+  local list, value = {}
   if path:find "%.json$" then
     value, message, code = json.decode(text, path)
     if value == nil then return nil, message, code end

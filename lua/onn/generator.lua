@@ -1,6 +1,5 @@
 -- Text from a model: prompts go through in chunks, then every sequence grows by one token a step, all together.
 local Cache = require "onn.cache"
-local core = require "onn.core.ops"
 local sampler = require "onn.sampler"
 local scope = require "onn.scope"
 local signals = require "onn.core.signals"

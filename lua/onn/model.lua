@@ -56,12 +56,12 @@ end
 
 -- Brings one stage's weights to the device. Vectors are f32; matrices stay as stored in f32 arithmetic and are bf16 in bf16's.
 function Model:load_stage(stage)
-  local weights, by_name = {}, {}
+  local weights = {}
   for _, t in ipairs(stage.tensors) do
     local dtype = t.vector and "f32" or (self.dtype == "bf16" and "bf16" or nil)
     local w, message, code = self.store:read(t.name, dtype)
     if not w then return nil, message, code end
-    weights[t.role], by_name[t.name] = core.keep(w), w
+    weights[t.role] = core.keep(w)
   end
   for _, layer in ipairs(stage.layers) do
     layer.weight, layer.bias = weights[layer.role], weights[layer.role .. "_bias"]
@@ -111,8 +111,7 @@ end
 
 -- The first carry of a batch {ids, positions, starts, rows}: i32 tensors (tokens), (tokens), (sequences + 1), i64 (tokens).
 function Model:carry(batch)
-  local longest, positions = 0, batch.longest
-  if positions then longest = positions else longest = batch.ids:size(1) end
+  local longest = batch.longest or batch.ids:size(1)
   return { ids = batch.ids, positions = batch.positions, starts = batch.starts, angles = self.angles:upto(longest) }
 end
 

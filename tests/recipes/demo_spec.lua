@@ -13,8 +13,8 @@ describe("the demo's corpus", function()
     assert.equal(180, #made.train)
     assert.equal(60, #made.held_out)
     local asked = {}
-    for _, row in ipairs(made.train) do asked[row.prompt:match " (%u%l+)%W"] = true end
-    for _, row in ipairs(made.held_out) do assert.is_nil(asked[row.prompt:match " (%u%l+)%W"], row.prompt) end
+    for _, row in ipairs(made.train) do asked[row.prompt:match "does (%u%l+)%W"] = true end
+    for _, row in ipairs(made.held_out) do assert.is_nil(asked[row.prompt:match "does (%u%l+)%W"], row.prompt) end
   end)
 
   it("fills every template", function()

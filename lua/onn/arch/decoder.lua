@@ -129,7 +129,7 @@ end
 
 local forward = {}
 
-function forward.embedding(_, stage, carry, ctx)
+function forward.embedding(_, stage, carry)
   carry.hidden = ops.embedding(stage.weights.embed, carry.ids, "f32")
   return carry
 end
