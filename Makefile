@@ -146,13 +146,14 @@ $(BUILD)/tests/%_test: tests/%_test.c $(filter-out $(BUILD)/host/main.o,$(OBJECT
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(LUAJIT_CFLAGS) $(CPPFLAGS) $(CFLAGS) -MF $@.d -o $@ $< $(filter %.o,$^) $(LDFLAGS) $(LIBS)
 
-# libFuzzer targets, tests/fuzz/*_fuzz.c, FUZZ_SECONDS for each. The first line names what is linked in, so that clang needs
+# libFuzzer targets, tests/fuzz/*_fuzz.c with their dictionaries, FUZZ_SECONDS for each. The first line names what is linked in, so that clang needs
 # no OpenMP: /* with: kernels/status.c host/json.c */
 FUZZ_SECONDS ?= 30
 FUZZ := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/*_fuzz.c))
 fuzz: $(FUZZ)
 	@for target in $(FUZZ); do mkdir -p $$target.corpus && \
-	    $$target -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=$$target- $$target.corpus || exit 1; done
+	    dict=tests/fuzz/$$(basename $$target).dict; if [ -f $$dict ]; then dict=-dict=$$dict; else dict=; fi; \
+	    $$target -max_total_time=$(FUZZ_SECONDS) $$dict -artifact_prefix=$$target- $$target.corpus || exit 1; done
 $(BUILD)/fuzz/%: tests/fuzz/%.c FORCE | deps-fuzz $(BUILD)/version.h
 	@mkdir -p $(@D)
 	clang -std=gnu11 -D_GNU_SOURCE= -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \

@@ -136,6 +136,18 @@ static int l_hash(lua_State *L) {
 /* Argument 2 as a sample's number, 1-based in Lua. */
 static int64_t check_sample(lua_State *L, const Corpus *c) { return check_integer(L, 2, 1, c->samples) - 1; }
 
+/* corpus:beyond(limit) -> the first id or label that is not below `limit`, its sample and its place there (1-based), or nothing */
+static int l_beyond(lua_State *L) {
+    int64_t sample = 0, place = 0;
+    int32_t id = corpus_beyond(check_corpus(L), (int32_t)check_integer(L, 2, 1, MOST_IDS), &sample, &place);
+    if (id < 0)
+        return 0;
+    lua_pushnumber(L, id);
+    lua_pushnumber(L, (lua_Number)(sample + 1));
+    lua_pushnumber(L, (lua_Number)(place + 1));
+    return 3;
+}
+
 static int l_length(lua_State *L) {
     Corpus *c = check_corpus(L);
     lua_pushnumber(L, (lua_Number)corpus_length(c, check_sample(L, c)));
@@ -286,7 +298,7 @@ int bind_corpus(lua_State *L) {
     static const luaL_Reg corpus[] = {
         {"add", l_add},       {"add_windows", l_add_windows}, {"add_tensor", l_add_tensor}, {"__len", l_samples},
         {"samples", l_samples}, {"tokens", l_tokens},         {"supervised", l_supervised}, {"hash", l_hash},
-        {"length", l_length}, {"ids", l_ids},                 {"labels", l_labels},         {"rows", l_rows},
+        {"length", l_length}, {"beyond", l_beyond}, {"ids", l_ids},                 {"labels", l_labels},         {"rows", l_rows},
         {"remove_last", l_remove_last}, {"__gc", l_corpus_free}, {NULL, NULL},
     };
     static const luaL_Reg rows[] = {

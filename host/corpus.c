@@ -62,6 +62,18 @@ void corpus_remove_last(Corpus *c) {
     c->samples--;
 }
 
+int32_t corpus_beyond(const Corpus *c, int32_t limit, int64_t *sample, int64_t *place) {
+    int64_t t = 0;
+    for (int64_t i = 0; i < c->samples; i++)
+        for (int64_t begin = t; t < c->ends[i]; t++)
+            if (c->ids.data[t] >= limit || c->labels.data[t] >= limit) {
+                *sample = i;
+                *place = t - begin;
+                return c->ids.data[t] >= limit ? c->ids.data[t] : c->labels.data[t];
+            }
+    return -1;
+}
+
 uint64_t corpus_hash(const Corpus *c) {
     uint64_t parts[3] = {
         XXH64(c->ids.data, c->ids.count * sizeof *c->ids.data, 0),

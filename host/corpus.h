@@ -30,6 +30,10 @@ static inline int64_t corpus_length(const Corpus *c, int64_t i) { return c->ends
 /* corpus_hash() : of ids, labels and borders; the same on every machine. */
 uint64_t corpus_hash(const Corpus *c);
 
+/* corpus_beyond() : the first id or label of `limit` and more: its sample and its place there, both from 0.
+ * @return : the id, or -1 if there is none. */
+int32_t corpus_beyond(const Corpus *c, int32_t limit, int64_t *sample, int64_t *place);
+
 void corpus_free(Corpus *c);
 
 #endif

@@ -74,7 +74,7 @@ Status file_sync_directory(const char *path) {
         *slash = 0;
     int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     Status status = OK;
-    if (fd < 0 || fsync(fd))
+    if (fd < 0 || (fsync(fd) && errno != EINVAL)) /* EINVAL: this file system has no such thing */
         status = fail(ERR_IO, "%s: %s", directory, strerror(errno));
     if (fd >= 0)
         close(fd);
@@ -82,53 +82,89 @@ Status file_sync_directory(const char *path) {
     return status;
 }
 
+enum { GATHERED = 1 << 16 }; /* small pieces are written together */
+
 struct Writer {
-    char *path, *temporary;
-    FILE *file;
+    char *path, *temporary, *gathered;
+    size_t count;
+    int fd;
 };
+
+static void writer_free(Writer *w) {
+    if (w->fd >= 0)
+        close(w->fd);
+    free(w->gathered);
+    free(w->temporary);
+    free(w->path);
+    free(w);
+}
 
 Status writer_open(const char *path, Writer **out) {
     Writer *w = calloc(1, sizeof *w);
     *out = NULL;
-    int fd = -1;
-    if (w)
-        w->path = strdup(path);
-    if (!w || !w->path || asprintf(&w->temporary, "%s.part-XXXXXX", path) < 0) {
-        if (w)
-            free(w->path);
-        free(w);
+    if (!w)
+        return fail(ERR_MEMORY, "out of memory");
+    w->fd = -1;
+    w->path = strdup(path);
+    w->gathered = malloc(GATHERED);
+    if (!w->path || !w->gathered || asprintf(&w->temporary, "%s.part-XXXXXX", path) < 0) {
+        w->temporary = NULL;
+        writer_free(w);
         return fail(ERR_MEMORY, "out of memory");
     }
-    fd = mkostemp(w->temporary, O_CLOEXEC);
-    if (fd < 0 || fchmod(fd, 0644) || !(w->file = fdopen(fd, "wb"))) {
+    mode_t mask = umask(022); /* mkstemp's files are the owner's alone; a result is like any other file */
+    umask(mask);
+    w->fd = mkostemp(w->temporary, O_CLOEXEC);
+    if (w->fd < 0 || fchmod(w->fd, 0666 & ~mask)) {
         Status status = fail(ERR_IO, "%s: %s", path, strerror(errno));
-        if (fd >= 0)
-            close(fd), unlink(w->temporary);
-        free(w->temporary), free(w->path), free(w);
+        if (w->fd >= 0)
+            unlink(w->temporary);
+        writer_free(w);
         return status;
     }
     *out = w;
     return OK;
 }
 
-Status writer_put(Writer *w, const void *data, size_t bytes) {
-    if (bytes && fwrite(data, 1, bytes, w->file) != bytes)
-        return fail(ERR_IO, "%s: writing: %s", w->path, strerror(errno));
+static Status write_whole(const Writer *w, const char *data, size_t bytes) {
+    while (bytes) {
+        ssize_t n = write(w->fd, data, bytes > (1u << 30) ? (1u << 30) : bytes);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return fail(ERR_IO, "%s: writing: %s", w->path, n ? strerror(errno) : "nothing was written");
+        data += n;
+        bytes -= (size_t)n;
+    }
     return OK;
 }
 
-static void writer_free(Writer *w) {
-    if (w->file)
-        fclose(w->file);
-    free(w->temporary);
-    free(w->path);
-    free(w);
+static Status flush(Writer *w) {
+    size_t n = w->count;
+    w->count = 0;
+    return write_whole(w, w->gathered, n);
+}
+
+Status writer_put(Writer *w, const void *data, size_t bytes) {
+    Status status = bytes > GATHERED - w->count ? flush(w) : OK;
+    if (status != OK || bytes > GATHERED)
+        return status == OK ? write_whole(w, data, bytes) : status;
+    if (bytes)
+        memcpy(w->gathered + w->count, data, bytes);
+    w->count += bytes;
+    return OK;
 }
 
 Status writer_commit(Writer *w) {
-    Status status = OK;
-    if (fflush(w->file) || fsync(fileno(w->file)))
-        status = fail(ERR_IO, "%s: writing: %s", w->path, strerror(errno));
+    Status status = flush(w);
+    if (status == OK && fsync(w->fd))
+        status = fail(ERR_IO, "%s: writing to the disk: %s", w->path, strerror(errno));
+    if (status == OK) {
+        int bad = close(w->fd);
+        w->fd = -1;
+        if (bad) /* network file systems tell here what they could not write */
+            status = fail(ERR_IO, "%s: closing: %s", w->path, strerror(errno));
+    }
     if (status == OK && rename(w->temporary, w->path))
         status = fail(ERR_IO, "%s: %s", w->path, strerror(errno));
     if (status == OK)

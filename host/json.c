@@ -1,5 +1,6 @@
 #include "json.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -232,7 +233,10 @@ Status json_parse(const char *text, size_t length, const char *what, cJSON **out
     Status status = scan(&s);
     if (status != OK)
         return status;
+    errno = 0;
     cJSON *root = cJSON_ParseWithLengthOpts(text, length, &end, 0);
+    if (!root && errno == ENOMEM)
+        return fail(ERR_MEMORY, "%s: out of memory for %zu bytes of JSON", what, length);
     s.at = end && end >= text ? (size_t)(end - text) : 0;
     if (!root)
         return wrong(&s, length ? "not valid JSON here" : "no JSON at all");

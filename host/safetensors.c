@@ -1,5 +1,6 @@
 #include "safetensors.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,10 +10,11 @@
 
 #define LIMIT_FORMAT UINT64_C(100000000) /* the format's own limit on a header */
 #define LIMIT_SMALL (UINT64_C(16) << 20) /* ours, unless the file is so large that its header may be */
+#define HEADER_SHARE 32 /* parsing takes about 40 bytes of heap for each byte: never much more than the file itself */
 
 static const struct { const char *name; size_t bytes; } dtypes[] = {
     {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8}, {"I32", 4}, {"I16", 2}, {"I8", 1}, {"U64", 8}, {"U32", 4},
-    {"U16", 2}, {"U8", 1}, {"BOOL", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}};
+    {"U16", 2}, {"U8", 1}, {"BOOL", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"F8_E8M0", 1}, {"F8_E4M3FNUZ", 1}, {"F8_E5M2FNUZ", 1}, {"C64", 8}};
 
 static const char *known_dtype(const char *name) {
     for (size_t i = 0; name && i < sizeof dtypes / sizeof dtypes[0]; i++)
@@ -51,7 +53,9 @@ static Status read_shape(const cJSON *shape, const char *path, Entry *e, uint64_
         int64_t size;
         if (e->dims == MAX_TENSOR_DIMS)
             return fail(ERR_FORMAT, "%s: tensor '%.200s' has more than %d dimensions", path, e->name, MAX_TENSOR_DIMS);
-        if (!json_integer(c, &size) || size < 0 || size > (INT64_C(1) << 48) - 1)
+        if (!cJSON_IsNumber(c))
+            return fail(ERR_FORMAT, "%s: tensor '%.200s': its shape should be a list of integers", path, e->name);
+        if (!json_integer(c, &size) || signbit(c->valuedouble) || size > (INT64_C(1) << 48) - 1)
             return fail(ERR_FORMAT, "%s: tensor '%.200s': size %.17g is not an integer in 0..2^48-1", path, e->name, c->valuedouble);
         if (__builtin_mul_overflow(*elements, (uint64_t)size, elements))
             return fail(ERR_FORMAT, "%s: tensor '%.200s': the shape's product overflows", path, e->name);
@@ -68,9 +72,10 @@ static Status read_entry(const cJSON *item, const char *path, uint64_t data, uin
     if (!cJSON_IsObject(item))
         return fail(ERR_FORMAT, "%s: tensor '%.200s': an object is expected", path, e->name);
     const cJSON *dtype = json_get(item, "dtype"), *offsets = json_get(item, "data_offsets");
-    if (!(e->dtype = known_dtype(cJSON_GetStringValue(dtype))))
-        return fail(ERR_FORMAT, "%s: tensor '%.200s': unknown dtype '%.40s'", path, e->name,
-                    cJSON_IsString(dtype) ? dtype->valuestring : "none");
+    if (!cJSON_IsString(dtype))
+        return fail(ERR_FORMAT, "%s: tensor '%.200s' has no dtype", path, e->name);
+    if (!(e->dtype = known_dtype(dtype->valuestring)))
+        return fail(ERR_FORMAT, "%s: tensor '%.200s': unknown dtype '%.40s'", path, e->name, dtype->valuestring);
     Status status = read_shape(json_get(item, "shape"), path, e, &elements);
     if (status != OK)
         return status;
@@ -138,6 +143,21 @@ static Status read_entries(const cJSON *root, const char *path, uint64_t data, u
     return OK;
 }
 
+/* The format knows whole numbers only; once parsed, 2.0 and 20e-1 look like 2. The text is valid JSON here. */
+static Status check_numbers(const char *text, size_t length, const char *path) {
+    int quoted = 0;
+    for (size_t i = 0; i < length; i++) {
+        char c = text[i], before = i ? text[i - 1] : 0;
+        if (quoted)
+            quoted = c != '"', i += c == '\\';
+        else if (c == '"')
+            quoted = 1;
+        else if (before >= '0' && before <= '9' && (c == '.' || c == 'e' || c == 'E'))
+            return fail(ERR_FORMAT, "%s: byte %zu: the header holds a number that is not written as an integer", path, i + 8);
+    }
+    return OK;
+}
+
 Status safetensors_header(int fd, const char *path, uint64_t size, Header *out) {
     unsigned char head[8];
     *out = (Header){0};
@@ -151,19 +171,25 @@ Status safetensors_header(int fd, const char *path, uint64_t size, Header *out) 
     uint64_t length = 0;
     for (int i = 7; i >= 0; i--)
         length = length << 8 | head[i];
-    uint64_t limit = size / 8 > LIMIT_SMALL ? LIMIT_FORMAT : LIMIT_SMALL;
-    if (length > limit || length > size - 8)
-        return fail(ERR_FORMAT, "%s: a header of %llu bytes does not fit a safetensors file of %llu", path, (unsigned long long)length,
-                    (unsigned long long)size);
+    uint64_t limit = size / HEADER_SHARE;
+    limit = limit < LIMIT_SMALL ? LIMIT_SMALL : limit > LIMIT_FORMAT ? LIMIT_FORMAT : limit;
+    if (length > size - 8)
+        return fail(ERR_FORMAT, "%s: no safetensors file: its first 8 bytes announce a header of %llu bytes, the file has %llu", path,
+                    (unsigned long long)length, (unsigned long long)size);
+    if (length > limit)
+        return fail(ERR_FORMAT, "%s: a header of %llu bytes, at most %llu are read from a file of this size", path, (unsigned long long)length,
+                    (unsigned long long)limit);
     char *text = malloc((size_t)length + 1);
     if (!text)
         return fail(ERR_MEMORY, "%s: out of memory", path);
     cJSON *root = NULL;
     status = file_read_at(fd, path, 8, text, (size_t)length);
     if (status == OK && (!length || text[0] != '{'))
-        status = fail(ERR_FORMAT, "%s: the header does not begin with '{'", path);
+        status = fail(ERR_FORMAT, "%s: no safetensors file: the header should begin with '{'", path);
     if (status == OK)
         status = json_parse(text, (size_t)length, path, &root);
+    if (status == OK)
+        status = check_numbers(text, (size_t)length, path);
     if (status == OK)
         status = read_entries(root, path, 8 + length, size, out);
     cJSON_Delete(root);

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "store.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,9 +12,12 @@
 #include "file.h"
 #include "json.h"
 
+#define LIMIT_INDEX ((size_t)64 << 20) /* bytes of an index: 300,000 tensors take about 30 MB */
+
 typedef struct Shard {
     char *path;
     int fd;
+    struct stat opened; /* size and time of change when the header was read */
     Header header;
 } Shard;
 
@@ -40,6 +44,8 @@ static Status add_shard(Store *s, const char *path) {
     s->shard_count++;
     uint64_t size;
     Status status = file_open(path, &shard->fd, &size);
+    if (status == OK && fstat(shard->fd, &shard->opened))
+        status = fail(ERR_IO, "%s: %s", path, strerror(errno));
     return status == OK ? safetensors_header(shard->fd, path, size, &shard->header) : status;
 }
 
@@ -75,46 +81,119 @@ static int safe_name(const char *name) {
     return 1;
 }
 
-static Status open_index(Store *s, const char *directory, const char *index) {
-    cJSON *root = NULL;
-    Status status = json_read(index, (size_t)1 << 30, &root);
-    if (status != OK)
-        return status;
-    const cJSON *map = json_get(root, "weight_map");
-    if (!cJSON_IsObject(map))
-        status = fail(ERR_FORMAT, "%s: no 'weight_map'", index);
-    size_t mapped = 0;
-    for (const cJSON *c = status == OK ? map->child : NULL; c && status == OK; c = c->next, mapped++) {
-        if (!cJSON_IsString(c) || !safe_name(c->valuestring)) {
-            status = fail(ERR_FORMAT, "%s: tensor '%.200s' should name a file beneath the model's directory", index, c->string);
-            break;
+static int beneath(const char *path, const char *directory) {
+    size_t n = strlen(directory);
+    return !strncmp(path, directory, n) && (path[n] == '/' || !strcmp(directory, "/"));
+}
+
+/* A shard that is a link must lead to a file beneath the model's directory, or, from a snapshot of the hub cache
+ * (models--org--name/snapshots/REVISION), to one beneath the blobs beside it. */
+static Status check_link(const char *path, const char *directory) {
+    char *real = realpath(path, NULL), *root = NULL, *blobs = NULL;
+    Status status = OK;
+    if (!real || !(root = realpath(directory, NULL))) {
+        status = fail(ERR_IO, "%s: %s", real ? directory : path, strerror(errno));
+    } else if (!beneath(real, root)) {
+        char *snapshots = strrchr(root, '/');
+        *snapshots = 0;
+        char *last = strrchr(root, '/');
+        if (last && !strcmp(last, "/snapshots")) {
+            *last = 0;
+            if (asprintf(&blobs, "%s/blobs", root) < 0)
+                blobs = NULL;
         }
+        if (!blobs || !beneath(real, blobs))
+            status = fail(ERR_FORMAT, "%s: a link out of the model's directory, to %s", path, real);
+    }
+    free(blobs);
+    free(root);
+    free(real);
+    return status;
+}
+
+/* Every shard that the map names, once. */
+static Status add_shards(Store *s, const cJSON *map, const char *directory, const char *index) {
+    Status status = OK;
+    for (const cJSON *c = map->child; c && status == OK; c = c->next) {
+        if (!cJSON_IsString(c) || !safe_name(c->valuestring))
+            return fail(ERR_FORMAT, "%s: tensor '%.200s' should name a file beneath the model's directory, found '%.200s'", index, c->string,
+                        cJSON_IsString(c) ? c->valuestring : "something else");
         char *path;
-        if (asprintf(&path, "%s/%s", directory, c->valuestring) < 0) {
-            status = fail(ERR_MEMORY, "out of memory");
-            break;
-        }
+        if (asprintf(&path, "%s/%s", directory, c->valuestring) < 0)
+            return fail(ERR_MEMORY, "out of memory");
         size_t i = s->shard_count;
         while (i && strcmp(s->shards[i - 1].path, path)) /* neighbours in the map mostly share their shard: look at the last first */
             i--;
         if (!i)
+            status = check_link(path, directory);
+        if (!i && status == OK)
             status = add_shard(s, path);
         free(path);
     }
+    return status;
+}
+
+static size_t position(const Store *s, const char *name);
+
+/* The map and the shards must name the same tensors, each in the same file. */
+static Status compare(const Store *s, const cJSON *map, const char *directory, const char *index) {
+    char *mapped = calloc(s->count + 1, 1);
+    Status status = mapped ? OK : fail(ERR_MEMORY, "out of memory");
+    for (const cJSON *c = map->child; c && status == OK; c = c->next) {
+        size_t i = position(s, c->string);
+        const char *at = i < s->count ? store_path(s, s->entries[i]) + strlen(directory) + 1 : NULL;
+        if (!at || strcmp(at, c->valuestring))
+            status = fail(ERR_FORMAT, "%s: tensor '%.200s' is not in %s%s%s", index, c->string, c->valuestring, at ? " but in " : "", at ? at : "");
+        else
+            mapped[i] = 1;
+    }
+    for (size_t i = 0; i < s->count && status == OK; i++)
+        if (!mapped[i])
+            status = fail(ERR_FORMAT, "%s: tensor '%.200s' of %s is not in the index", index, s->entries[i]->name, store_path(s, s->entries[i]));
+    free(mapped);
+    return status;
+}
+
+static Status open_index(Store *s, const char *directory, const char *index) {
+    cJSON *root = NULL;
+    Status status = json_read(index, LIMIT_INDEX, &root);
+    if (status != OK)
+        return status;
+    const cJSON *map = json_get(root, "weight_map");
+    if (!cJSON_IsObject(map) || !map->child)
+        status = fail(ERR_FORMAT, "%s: no 'weight_map' that maps tensors to files", index);
+    if (status == OK)
+        status = add_shards(s, map, directory, index);
     if (status == OK)
         status = gather(s);
-    for (const cJSON *c = status == OK ? map->child : NULL; c && status == OK; c = c->next) {
-        const Entry *e = store_find(s, c->string);
-        const char *at = e ? store_path(s, e) + strlen(directory) + 1 : NULL;
-        if (!e || strcmp(at, c->valuestring))
-            status = fail(ERR_FORMAT, "%s: tensor '%.200s' is not in %s%s%s", index, c->string, c->valuestring, e ? " but in " : "", e ? at : "");
-    }
-    if (status == OK && mapped != s->count)
-        for (size_t i = 0; i < s->count && status == OK; i++)
-            if (!json_get(map, s->entries[i]->name))
-                status = fail(ERR_FORMAT, "%s: tensor '%.200s' of %s is not in the index", index, s->entries[i]->name, store_path(s, s->entries[i]));
+    if (status == OK)
+        status = compare(s, map, directory, index);
     cJSON_Delete(root);
     return status;
+}
+
+static int has_suffix(const char *name, const char *suffix) {
+    size_t n = strlen(name), m = strlen(suffix);
+    return n >= m && !strcmp(name + n - m, suffix);
+}
+
+/* A directory without what we read: says what it holds instead. */
+static Status nothing_to_open(const char *directory) {
+    char pickle[256] = "", other[256] = "";
+    DIR *d = opendir(directory);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        if (has_suffix(e->d_name, ".bin") || has_suffix(e->d_name, ".pt") || has_suffix(e->d_name, ".pth"))
+            snprintf(pickle, sizeof pickle, "%s", e->d_name);
+        if (has_suffix(e->d_name, ".safetensors") || has_suffix(e->d_name, ".gguf"))
+            snprintf(other, sizeof other, "%s", e->d_name);
+    }
+    if (d)
+        closedir(d);
+    if (*pickle && !*other)
+        return fail(ERR_FORMAT, "%s: holds %s, a pickle that could run code when read; save it as safetensors "
+                                "(model.save_pretrained(DIR, safe_serialization=True))", directory, pickle);
+    return fail(ERR_IO, "%s: neither model.safetensors nor model.safetensors.index.json is there%s%s", directory,
+                *other ? ", but " : "", other);
 }
 
 static Status open_directory(Store *s, const char *directory) {
@@ -129,17 +208,12 @@ static Status open_directory(Store *s, const char *directory) {
         status = fail(ERR_MEMORY, "out of memory");
     } else if (!stat(index, &st)) {
         status = open_index(s, directory, index);
-    } else if (!stat(whole, &st)) {
+    } else if (!lstat(whole, &st)) {
         status = add_shard(s, whole);
         if (status == OK)
             status = gather(s);
     } else {
-        char *bin = NULL;
-        int pickle = asprintf(&bin, "%s/pytorch_model.bin", directory) >= 0 && !stat(bin, &st);
-        status = fail(ERR_IO, pickle ? "%s holds pytorch_model.bin, a pickle that could run code when read; save it as safetensors "
-                                       "(model.save_pretrained(DIR, safe_serialization=True))"
-                                     : "%s: neither model.safetensors nor model.safetensors.index.json is there", directory);
-        free(bin);
+        status = nothing_to_open(directory);
     }
     free(whole);
     free(index);
@@ -188,19 +262,25 @@ size_t store_count(const Store *s) { return s->count; }
 const Entry *store_entry(const Store *s, size_t i) { return s->entries[i]; }
 const char *store_path(const Store *s, const Entry *e) { return s->shards[e->shard].path; }
 
-const Entry *store_find(const Store *s, const char *name) {
+/* Index of `name` in the sorted entries, or their count. */
+static size_t position(const Store *s, const char *name) {
     size_t low = 0, high = s->count;
     while (low < high) {
         size_t middle = (low + high) / 2;
         int order = strcmp(name, s->entries[middle]->name);
         if (!order)
-            return s->entries[middle];
+            return middle;
         if (order < 0)
             high = middle;
         else
             low = middle + 1;
     }
-    return NULL;
+    return s->count;
+}
+
+const Entry *store_find(const Store *s, const char *name) {
+    size_t i = position(s, name);
+    return i < s->count ? s->entries[i] : NULL;
 }
 
 char *const *store_metadata(const Store *s, size_t *pairs) {
@@ -212,7 +292,16 @@ Status store_read(const Store *s, const Entry *e, uint64_t offset, void *buffer,
     const Shard *shard = &s->shards[e->shard];
     if (offset > e->bytes || bytes > e->bytes - offset)
         return fail(ERR_ARGUMENT, "%s: tensor '%.200s' holds %llu bytes", shard->path, e->name, (unsigned long long)e->bytes);
-    return file_read_at(shard->fd, shard->path, e->offset + offset, buffer, bytes);
+    struct stat now;
+    char what[512];
+    if (fstat(shard->fd, &now))
+        return fail(ERR_IO, "%s: %s", shard->path, strerror(errno));
+    if (now.st_size != shard->opened.st_size || now.st_mtim.tv_sec != shard->opened.st_mtim.tv_sec ||
+        now.st_mtim.tv_nsec != shard->opened.st_mtim.tv_nsec)
+        return fail(ERR_IO, "%s: the file has changed since it was opened (%llu bytes then, %llu now); tensor '%.200s' was not read", shard->path,
+                    (unsigned long long)shard->opened.st_size, (unsigned long long)now.st_size, e->name);
+    snprintf(what, sizeof what, "%s: tensor '%.100s'", shard->path, e->name);
+    return file_read_at(shard->fd, what, e->offset + offset, buffer, bytes);
 }
 
 struct StoreWriter {

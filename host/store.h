@@ -24,7 +24,8 @@ const char *store_path(const Store *s, const Entry *e);
 /* store_metadata() : key, value, ... of the first shard; *pairs their number. */
 char *const *store_metadata(const Store *s, size_t *pairs);
 
-/* store_read() : `bytes` of an entry's data from `offset` within it. */
+/* store_read() : `bytes` of an entry's data from `offset` within it. A file that is shorter than when it was opened, or was written to
+ * since, is an error that names it and the tensor. */
 Status store_read(const Store *s, const Entry *e, uint64_t offset, void *buffer, size_t bytes);
 
 /* A store being written: declare every tensor, then put each one's bytes in the same order, then commit. */

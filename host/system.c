@@ -128,6 +128,8 @@ const char *system_cpu_model(void) {
 }
 
 Status system_mkdirs(const char *path) {
+    if (!*path)
+        return fail(ERR_IO, "a directory without a name");
     char *copy = strdup(path);
     struct stat st;
     if (!copy)
@@ -138,7 +140,9 @@ Status system_mkdirs(const char *path) {
         if (c && c != '/')
             continue;
         *p = 0;
-        if (mkdir(copy, 0777) && (errno != EEXIST || stat(copy, &st) || !S_ISDIR(st.st_mode)))
+        if (!mkdir(copy, 0777))
+            status = file_sync_directory(copy);
+        else if (errno != EEXIST || stat(copy, &st) || !S_ISDIR(st.st_mode))
             status = fail(ERR_IO, "%s: %s", copy, strerror(errno == EEXIST ? ENOTDIR : errno));
         *p = c;
         if (!c)

@@ -10,6 +10,9 @@ Status fail(Status code, const char *format, ...) {
     va_start(args, format);
     vsnprintf(message, sizeof message, format, args);
     va_end(args);
+    for (char *p = message; *p; p++) /* names come from files: a line end or an escape in one must not reach the terminal */
+        if ((unsigned char)*p < 0x20 || *p == 0x7f)
+            *p = '?';
     return code;
 }
 

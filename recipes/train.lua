@@ -45,8 +45,9 @@ if not plans.fits then
   cli.fail(report.too_large(plans, machine))
 end
 
-local resume = checkpoint.choose(opt)
+local resume, replaced = checkpoint.choose(opt)
 local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
+opt.vocab_size = model.sizes.vocabulary
 local set = cli.check(data.open(opt.data, tokenizer, opt))
 local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt))
 cli.check(model:load(report.loading(#model.stages)))
@@ -54,18 +55,25 @@ cli.check(model:load(report.loading(#model.stages)))
 local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle ~= false,
   seed = opt.seed, epoch = 0, cursor = 0 }
 local per_epoch = data.updates(set, order)
+for _, note in ipairs(data.notes(set, order)) do cli.note("data      %s", note) end
 local total = opt.steps or per_epoch * opt.epochs
 opt.total_steps, opt.recompute = total, plans.recompute
 local session = cli.check(Session.new(model, opt))
+local run = checkpoint.run(opt, { data = data.hash(set), total = total })
 if resume then
   local state = cli.check(session:resume(resume))
+  local same, changed = checkpoint.compare(resume, state.run, run)
+  if not same then cli.fail(changed) end
+  for _, note in ipairs(changed) do cli.note("--resume: %s", note) end
   order.epoch, order.cursor = state.epoch, state.cursor
   cli.note("resumed from %s, step %d of %d", resume, session.step, total)
 end
 
 local log = report.training_log(opt, { total = total, plan = plans, peak_flops = peak_flops, first = session.step })
 local function evaluate() return held_out and data.loss(model, held_out, order) end
-local function save() return cli.check(session:checkpoint(opt.out, { epoch = order.epoch, cursor = order.cursor }, opt.keep)) end
+local function save() return cli.check(session:checkpoint(opt.out, { epoch = order.epoch, cursor = order.cursor, run = run }, opt.keep)) end
+session.replaces = replaced
+cli.check(checkpoint.prepare(opt.out))
 log.before = evaluate()
 signals.handle(true)
 local stopped
@@ -93,7 +101,7 @@ if stopped then
   os.exit(128 + stopped)
 end
 
-cli.check(system.mkdir_p(opt.out))
-cli.check(session:save(opt.out))
+cli.check(checkpoint.result(opt.out, function(directory) return session:save(directory) end))
+checkpoint.prune(opt.out, opt.keep, session.step, session.replaces)
 log.after = evaluate()
 log:summary(session, opt.out, tensors.memory().peak, plot)

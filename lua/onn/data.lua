@@ -3,6 +3,7 @@
 --   for update, cursor in data.batches(set, { batch = 8, micro_batch = 2, seq_len = 512, seed = 0, epoch = 0 }) do ... end
 local corpora = require "onn.core.corpus"
 local formats = require "onn.data.formats"
+local signals = require "onn.core.signals"
 local Template = require "onn.data.template"
 
 local data = {}
@@ -100,7 +101,8 @@ local function add_tensors(set, path)
 end
 
 -- open(source, tokenizer, opt): source is a path (JSONL, a JSON array, text, safetensors with input_ids) or a list of rows. The
--- tokenizer may be nil for safetensors. opt: seq_len (512), prompt_key, completion_key, template, loss, pack.
+-- tokenizer may be nil for safetensors. opt: seq_len (512), prompt_key, completion_key, template, loss, pack, vocab_size (ids from there
+-- on are refused).
 -- Returns a set {corpus, kind, tokens, samples, supervised, supervised_bytes, truncated, skipped}; or nil, message, code.
 function data.open(source, tokenizer, opt)
   opt = opt or {}
@@ -129,19 +131,26 @@ function data.open(source, tokenizer, opt)
     return nil, set.skipped > 0 and ("%s: none of %d rows has a token to train within %d tokens"):format(set.path, set.skipped,
       set.seq_len) or set.path .. ": there are no rows", "format"
   end
+  if opt.vocab_size then
+    local id, sample, place = set.corpus:beyond(opt.vocab_size)
+    if id then
+      return nil, ("%s: token %d of sample %d is %d; the model has ids 0 to %d"):format(set.path, place, sample, id, opt.vocab_size - 1), "format"
+    end
+  end
   set.samples, set.tokens, set.supervised = #set.corpus, set.corpus:tokens(), set.corpus:supervised()
   return set
 end
 
 function data.size(set) return #set.corpus end
 
--- notes(set): lines that say what was left out of training.
-function data.notes(set)
+-- notes(set, order): lines that say what is left out of training; order: see batches().
+function data.notes(set, order)
   local notes = {}
   local function note(n, text)
     if n > 0 then notes[#notes + 1] = text:format(n) end
   end
-  note(set.truncated, "%d samples were cut to " .. set.seq_len .. " tokens")
+  local rows = data.rows(set, order or {}):info()
+  note(math.max(set.truncated, rows.truncated), "%d samples were cut to " .. set.seq_len .. " tokens")
   note(set.skipped, "%d rows were left out: nothing to train within " .. set.seq_len .. " tokens")
   note(set.only_last, "%d conversations are trained on their last turn only: the chat template rewrites earlier ones")
   return notes
@@ -190,7 +199,7 @@ function data.batches(set, order)
   end
 end
 
--- loss(model, set, order): the mean over all supervised tokens, and their number.
+-- loss(model, set, order): the mean over all supervised tokens, and their number; nil if a signal to stop came meanwhile.
 function data.loss(model, set, order)
   local batch, sweep = require "onn.batch", require "onn.sweep"
   local total, supervised = 0, 0
@@ -201,6 +210,7 @@ function data.loss(model, set, order)
       total = sweep.loss(model, b, total)
       batch.free(b)
     end
+    if signals.pending() then return nil end
   end
   return total / math.max(supervised, 1), supervised
 end

@@ -14,13 +14,18 @@ function files.hub()
   return (os.getenv "HOME" or "") .. "/.cache/huggingface/hub"
 end
 
+-- org/name -> its snapshot's directory; nil where the name has another form; nil, message where the cache does not hold it.
 local function hub_snapshot(name)
-  local org, model = name:match "^([%w%-_.]+)/([%w%-_.]+)$"
+  local org, model = name:match "^([%w_][%w%-_.]*)/([%w_][%w%-_.]*)$"
   if not org then return nil end
   local root = ("%s/models--%s--%s"):format(files.hub(), org, model)
-  local revision = system.read_file(root .. "/refs/main")
-  local path = revision and ("%s/snapshots/%s"):format(root, (revision:gsub("%s+$", "")))
-  return path and system.isdir(path) and path or nil
+  local revision = system.read_file(root .. "/refs/main", 4096)
+  if not revision then return nil, "it is neither here nor in the hub cache " .. files.hub() end
+  revision = revision:gsub("%s+$", "")
+  if not revision:find "^%w+$" then return nil, root .. "/refs/main names no revision" end
+  local path = ("%s/snapshots/%s"):format(root, revision)
+  if not system.isdir(path) then return nil, path .. ", which its refs/main names, is not there" end
+  return path
 end
 
 local function hint(path)
@@ -33,14 +38,15 @@ end
 -- MODEL as people give it -> a directory or a file, or nil, message, code.
 function files.resolve(model)
   if system.exists(model) then return (model:gsub("(.)/+$", "%1")) end
-  local snapshot = hub_snapshot(model)
+  local snapshot, why = hub_snapshot(model)
   if snapshot then return snapshot end
-  return nil, ("no such model: '%s'%s"):format(model, hint(model)), "io"
+  local near = hint(model)
+  return nil, ("no such model: '%s'%s"):format(model, near ~= "" and near or why and "; " .. why or ""), "io"
 end
 
--- A JSON file's value, or nil, message, code.
+-- A JSON file's value, or nil, message, code. Values take many times the text's bytes: a file beyond 64 MiB is none of a model's.
 function files.read_json(path)
-  local text, message, code = system.read_file(path)
+  local text, message, code = system.read_file(path, 2 ^ 26)
   if not text then return nil, message, code end
   return json.decode(text, path)
 end

@@ -33,7 +33,7 @@ local function find_heuristic(text)
 end
 
 local function by_heuristic(path, model, opt, count)
-  local chunk, message = loadfile(path)
+  local chunk, message = loadfile(path, "t")
   if not chunk then return nil, message end
   local score = chunk()
   if type(score) ~= "function" then return nil, path .. ": a heuristic returns one function" end

@@ -41,7 +41,7 @@ function Model.open(path, opt)
       return self
     end
   end
-  self.config = arch.clean(config)
+  self.config = type(config) == "table" and arch.clean(config) or {}
   local described, wrong = arch.describe(config)
   if not described then
     self.missing = wrong

@@ -52,11 +52,15 @@ function Log:step(r)
   self.rates[#self.rates + 1] = rate
   local memory = tensors.memory()
   if self.file then
-    self.file:write(json.encode { step = r.step, epoch = r.epoch, loss = r.loss == r.loss and r.loss or json.null, lr = r.lr,
+    local ok, message = self.file:write(json.encode { step = r.step, epoch = r.epoch, loss = r.loss == r.loss and r.loss or json.null, lr = r.lr,
       grad_norm = r.grad_norm == r.grad_norm and r.grad_norm < math.huge and r.grad_norm or json.null, recomputed = facts.plan.recompute,
       tokens = r.tokens, tokens_per_s = rate, seconds = r.seconds, bytes_streamed = 0, device_peak = memory.peak,
       ram_peak = require("onn.core.system").peak_rss(), limit_share = share, bound = "compute", skipped = r.skipped }, "\n")
-    self.file:flush()
+    if ok then ok, message = self.file:flush() end
+    if not ok and not self.log_failed then
+      self.log_failed = true
+      cli.note("--log %s: %s; training goes on, the log may have gaps", self.opt.log, message)
+    end
   end
   self.bar:update(r.step, ("loss %.4f  lr %.2e  |g| %.3f  %.0f tok/s  %.0f %% of the limit  %s"):format(r.loss, r.lr, r.grad_norm, rate,
     100 * share, units.bytes(memory.peak)))
@@ -88,7 +92,7 @@ function Log:summary(session, out, peak, plot)
   if cli.wants_json() then return cli.json(result) end
   if #self.losses > 2 and not cli.is_quiet() then io.stderr:write(plot.line(self.losses, { title = "loss" }), "\n") end
   if first then cli.print(("loss      %.4f -> %.4f over %d steps"):format(first[2], last[2], session.step)) end
-  if self.before then cli.print(("held out  %.4f -> %.4f"):format(self.before, self.after)) end
+  if self.before and self.after then cli.print(("held out  %.4f -> %.4f"):format(self.before, self.after)) end
   if rate then
     cli.print(("speed     %.0f tokens/s, %.0f %% of the limit (bound by arithmetic); peak %s, predicted %s"):format(rate, 100 * share,
       units.bytes(peak), units.bytes(self.facts.plan.peak)))

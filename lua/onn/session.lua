@@ -2,6 +2,7 @@
 --   local session = Session.new(model, { rank = 8, alpha = 16, targets = "all-linear", lr = 2e-4, total_steps = 100 })
 --   for update in data.batches(...) do print(session:update(update).loss) end
 local checkpoint = require "onn.checkpoint"
+local core = require "onn.core.ops"
 local full = require "onn.nn.full"
 local lora = require "onn.nn.lora"
 local optim = require "onn.optim"
@@ -67,20 +68,35 @@ function Session:update(micros, epoch)
   return { step = self.step, loss = loss, lr = lr, grad_norm = norm, tokens = tokens, supervised = supervised, skipped = skipped }
 end
 
--- Writes the trained adapter (PEFT's files), or the trained weights as model.safetensors. Returns true, or nil, message, code.
+-- The first trained tensor with values that are not finite, and how many; nil if all are.
+function Session:not_finite()
+  for _, p in ipairs(self.params) do
+    local _, bad = core.total(p.value, true)
+    if bad > 0 then return p.name, bad end
+  end
+end
+
+-- Writes the trained adapter (PEFT's files), or the trained weights as model.safetensors, unless a value in them is not finite.
+-- Returns true, or nil, message, code.
 function Session:save(directory)
+  local name, bad = self:not_finite()
+  if name then return nil, ("'%s' holds %d values that are not finite: it is not saved"):format(name, bad), "format" end
   if self.adapter then return lora.save(self.model, self.adapter, directory) end
   local values = {}
   for _, p in ipairs(self.params) do values[p.name] = p.value end
   return stores.write(directory .. "/model.safetensors", values, { format = "pt" })
 end
 
--- `state` is whatever the loop needs to go on (epoch, cursor, ...). Returns the checkpoint's path, or nil, message, code.
+-- `state` is whatever the loop needs to go on (epoch, cursor, ...). keep: how many of this run's checkpoints stay; those of
+-- self.replaces, a list of steps, go. Returns the checkpoint's path, or nil, message, code.
 function Session:checkpoint(out, state, keep)
-  state.step, state.skipped = self.step, self.skipped
+  state.step, state.skipped, state.skipped_in_row = self.step, self.skipped, self.skipped_in_row
   local path, message, code = checkpoint.save(out, self.step, function(directory) return self:save(directory) end, self.params,
     self.optimizer, state)
-  if path and keep then checkpoint.prune(out, keep) end
+  if path and keep then
+    checkpoint.prune(out, keep, self.step, self.replaces)
+    self.replaces = nil
+  end
   return path, message, code
 end
 
@@ -88,7 +104,7 @@ end
 function Session:resume(path)
   local state, message, code = checkpoint.restore(path, self.params, self.optimizer)
   if not state then return nil, message, code end
-  self.step, self.skipped = state.step, state.skipped or 0
+  self.step, self.skipped, self.skipped_in_row = state.step, state.skipped or 0, state.skipped_in_row or 0
   return state
 end
 

@@ -4,37 +4,75 @@
 local linear = require "onn.nn.linear"
 local ops = require "onn.ops"
 local rope = require "onn.nn.rope"
+local values = require "onn.arch.config"
 
 local decoder = {}
+
+local SIZE = values.integer(1, 2 ^ 31 - 1)
+-- What each value of a config must be; `needed` ones have no default. A stage is made for every layer, before the store is looked at.
+local kinds = {
+  { "width", SIZE, needed = true }, { "inner", SIZE, needed = true }, { "layers", values.integer(1, 10000), needed = true },
+  { "heads", values.integer(1, 2 ^ 20), needed = true }, { "vocabulary", SIZE, needed = true }, { "kv_heads", values.integer(1, 2 ^ 20) },
+  { "head_size", values.integer(1, 2 ^ 20) }, { "positions", SIZE }, { "eps", values.positive }, { "attention_bias", values.flag },
+  { "mlp_bias", values.flag }, { "tied", values.flag },
+}
+
+local gates = { silu = "silu", swish = "silu", gelu = "gelu", gelu_new = "gelu_tanh", gelu_pytorch_tanh = "gelu_tanh", relu = "relu" }
+
+-- Do heads and widths fit each other? Fills in what follows from the others.
+local function check_heads(c, names, wrong)
+  c.kv_heads = c.kv_heads or c.heads
+  if not c.head_size and c.width % c.heads ~= 0 then
+    wrong[#wrong + 1] = ("'%s' %d is no multiple of '%s' %d"):format(names.width, c.width, names.heads, c.heads)
+  end
+  if c.heads % c.kv_heads ~= 0 then
+    wrong[#wrong + 1] = ("'%s' %d is no multiple of '%s' %d"):format(names.heads, c.heads, names.kv_heads, c.kv_heads)
+  end
+  c.head_size = c.head_size or c.width / c.heads
+end
+
+-- The window of every layer in keys, 0 = none.
+local function windows(config, family, c, wrong)
+  local list = {}
+  for layer = 0, c.layers - 1 do
+    local window = family.window and family.window(config, layer) or 0
+    if window ~= 0 and not values.check("sliding_window", window, SIZE, wrong) then break end
+    list[layer] = window
+  end
+  return list
+end
+
+-- Fills in c; `wrong` gets what is missing or does not fit.
+local function read(config, family, c, wrong)
+  for key, name in pairs(family.config) do
+    c[key] = config[name]
+    if c[key] == nil then c[key] = family.defaults[key] end
+  end
+  for _, kind in ipairs(kinds) do
+    local key = kind[1]
+    if kind.needed or c[key] ~= nil then values.check(family.config[key], c[key], kind[2], wrong) end
+  end
+  if config.layer_types ~= nil then values.check("layer_types", config.layer_types, values.list, wrong) end
+  if config.max_window_layers ~= nil then values.check("max_window_layers", config.max_window_layers, values.number, wrong) end
+  if #wrong > 0 then return end
+  check_heads(c, family.config, wrong)
+  c.gate = gates[c.activation]
+  if not c.gate then
+    wrong[#wrong + 1] = ("'%s' %s is not known"):format(family.config.activation, values.shown(c.activation))
+  end
+  if #wrong > 0 then return end
+  local angles, problem = rope.read(config, c.head_size)
+  if not angles then wrong[1] = problem end
+  c.rope, c.bias, c.qk_norm, c.fused, c.names, c.family = angles, family.bias(c), family.qk_norm, family.fused, family.names, family.name
+  c.windows = windows(config, family, c, wrong)
+end
 
 -- Sizes and switches of a model, from its config.json through the family's names.
 -- Returns the description, or nil and a list of what is missing or wrong.
 function decoder.describe(config, family)
   local c, wrong = {}, {}
-  for key, name in pairs(family.config) do
-    c[key] = config[name]
-    if c[key] == nil then c[key] = family.defaults[key] end
-  end
-  for _, key in ipairs { "width", "inner", "layers", "heads", "vocabulary" } do
-    local v = c[key]
-    if type(v) ~= "number" or v < 1 or v ~= math.floor(v) or v > 2 ^ 31 then
-      wrong[#wrong + 1] = ("config.json: '%s' should be a positive integer, found %s"):format(family.config[key], tostring(v))
-    end
-  end
-  if #wrong > 0 then return nil, wrong end
-  c.kv_heads = c.kv_heads or c.heads
-  c.head_size = c.head_size or c.width / c.heads
-  if c.head_size ~= math.floor(c.head_size) or c.heads % c.kv_heads ~= 0 then
-    return nil, { ("config.json: %d heads and %d key heads do not fit a width of %d"):format(c.heads, c.kv_heads, c.width) }
-  end
-  local gates = { silu = "silu", swish = "silu", gelu = "gelu", gelu_new = "gelu_tanh", gelu_pytorch_tanh = "gelu_tanh", relu = "relu" }
-  c.gate = gates[c.activation]
-  if not c.gate then wrong[#wrong + 1] = ("config.json: activation '%s' is not known"):format(tostring(c.activation)) end
-  local angles, problem = rope.read(config, c.head_size)
-  if not angles then wrong[#wrong + 1] = "config.json: " .. problem end
-  c.rope, c.bias, c.qk_norm, c.fused, c.names, c.family = angles, family.bias(c), family.qk_norm, family.fused, family.names, family.name
-  c.windows = {}
-  for layer = 0, c.layers - 1 do c.windows[layer] = family.window and family.window(config, layer) or 0 end
+  read(config, family, c, wrong)
+  for i, text in ipairs(wrong) do wrong[i] = "config.json: " .. text end
   if #wrong > 0 then return nil, wrong end
   return c
 end

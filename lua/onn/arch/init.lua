@@ -4,6 +4,7 @@ local decoder = require "onn.arch.decoder"
 local json = require "onn.core.json"
 local lfs = require "lfs"
 local program = require "onn.core.program"
+local values = require "onn.arch.config"
 
 local arch = {}
 
@@ -57,15 +58,16 @@ end
 
 -- {family, sizes, stages} of a config, or nil and a list of what is missing for running it.
 function arch.describe(config)
+  if type(config) ~= "table" then return nil, { "config.json: an object is expected, found " .. values.shown(config) } end
   config = arch.clean(config)
   local kind = config.model_type or config.architecture
-  if type(kind) ~= "string" then return nil, { "config.json: no 'model_type'" } end
+  if type(kind) ~= "string" then return nil, { "config.json: 'model_type' should be text, found " .. values.shown(kind) } end
   local family = arch.families()[kind]
   if not family then
     local known = {}
     for name in pairs(arch.families()) do known[#known + 1] = name end
     table.sort(known)
-    return nil, { ("architecture '%s' is not known (known: %s)"):format(kind, table.concat(known, ", ")) }
+    return nil, { ("architecture %s is not known (known: %s)"):format(values.shown(kind), table.concat(known, ", ")) }
   end
   local sizes, wrong = decoder.describe(config, family)
   if not sizes then return nil, wrong end

@@ -1,6 +1,8 @@
 -- What a row of training data may look like, and reading rows from files.
 --   a row becomes { text } | { prompt, completion } | { messages, tools }
 local json = require "onn.core.json"
+local system = require "onn.core.system"
+local tensors = require "onn.core.tensor"
 
 local formats = {}
 
@@ -114,9 +116,34 @@ end
 
 -- Files -----------------------------------------------------------------------------------------------------------------
 
+local function quoted(path) return "'" .. path:gsub("'", "'\\''") .. "'" end
+
+-- What people have instead, told by how it begins: nil, or why it is declined.
+local function declined(head, path)
+  if head:sub(1, 4) == "PAR1" then
+    return ("%s is a Parquet file; convert it first: python3 -c \"import sys, pandas; pandas.read_parquet(sys.argv[1]).to_json('data.jsonl', "
+      .. "orient='records', lines=True)\" %s"):format(path, quoted(path))
+  elseif head:sub(1, 6) == "\147NUMPY" then
+    return ("%s is a NumPy array; convert token ids first: python3 -c \"import sys, numpy; from safetensors.numpy import save_file; "
+      .. "save_file({'input_ids': numpy.load(sys.argv[1])}, 'data.safetensors')\" %s"):format(path, quoted(path))
+  elseif head:sub(1, 2) == "\31\139" then
+    return path .. " is compressed; unpack it first (gunzip)"
+  elseif head:sub(1, 4) == "PK\3\4" then
+    return path .. " is a zip archive; unpack it first (unzip)"
+  elseif head:find("version https://git-lfs", 1, true) == 1 then
+    return path .. " is a Git LFS pointer, not the data; fetch the file itself (git lfs pull)"
+  end
+end
+
 -- kind(path): "lines", "array", "text" or "safetensors"; nil, message, code for a file that cannot be read or is none of these.
 function formats.kind(path)
-  local file, message = io.open(path, "rb")
+  local stat, message, code = system.stat(path)
+  if not stat then return nil, message, code end
+  if stat.kind ~= "file" then
+    return nil, ("%s is %s; a file is expected"):format(path, stat.kind == "directory" and "a directory" or "no regular file"), "io"
+  end
+  local file
+  file, message = io.open(path, "rb")
   if not file then return nil, message, "io" end
   local head
   head, message = file:read(4096)
@@ -125,31 +152,56 @@ function formats.kind(path)
     if message then return nil, path .. ": " .. message, "io" end
     return nil, path .. ": the file is empty", "format"
   end
+  local why = declined(head, path)
+  if why then return nil, why, "unsupported" end
   local extension = path:lower():match "%.(%w+)$"
   if extension == "safetensors" then return "safetensors" end
-  if head:sub(1, 4) == "PAR1" then
-    return nil, ("%s is a Parquet file; convert it first: python3 -c \"import pandas; pandas.read_parquet('%s').to_json('data.jsonl', "
-      .. "orient='records', lines=True)\""):format(path, path), "unsupported"
-  end
-  if head:sub(1, 2) == "\31\139" then return nil, path .. " is compressed; unpack it first (gunzip)", "unsupported" end
+  if head:find("%z") then return nil, path .. " is neither text nor JSON: it holds NUL bytes", "format" end
   if extension == "txt" or extension == "md" then return "text" end
   local first = head:gsub("^\239\187\191", ""):match "%S"
   if extension == "jsonl" or extension == "ndjson" or extension == "json" then return first == "[" and "array" or "lines" end
   if first == "[" then return "array" end
   if first == "{" then return "lines" end
-  if head:find("%z") then return nil, path .. " is neither text nor JSON", "format" end
   return "text"
 end
 
--- read_all(path): the whole file without a byte order mark, or nil, message, code.
+-- read_all(path): the whole file without a byte order mark, or nil, message, code. What takes more than a quarter of the memory
+-- budget is refused.
 function formats.read_all(path)
-  local file, message = io.open(path, "rb")
-  if not file then return nil, message, "io" end
-  local content
-  content, message = file:read "*a"
-  file:close()
-  if not content then return nil, path .. ": " .. message, "io" end
+  local limit = math.min(tensors.memory().budget or math.huge, system.available_ram()) / 4
+  local content, message, code = system.read_file(path, math.floor(limit))
+  if not content then return nil, message, code end
   return (content:gsub("^\239\187\191", ""))
+end
+
+local BLOCK, LONGEST_LINE = 2 ^ 16, 2 ^ 26
+
+-- Iterates over the lines of an open file, NUL bytes and all, without their ends; nil, message for a line beyond 64 MiB.
+local function each_line(file)
+  local held, from = "", 1
+  return function()
+    local parts, size = nil, 0
+    while true do
+      local at = held:find("\n", from, true)
+      if at then
+        local line = held:sub(from, at - 1)
+        from = at + 1
+        if not parts then return line end
+        parts[#parts + 1] = line
+        return table.concat(parts)
+      end
+      parts = parts or {}
+      parts[#parts + 1] = held:sub(from)
+      size = size + #held - from + 1
+      if size > LONGEST_LINE then return false, "a line of more than 64 MiB" end
+      held, from = file:read(BLOCK), 1
+      if not held then
+        held = ""
+        local rest = table.concat(parts)
+        return rest ~= "" and rest or nil
+      end
+    end
+  end
 end
 
 -- rows(path, kind, each): calls each(row) for the rows of a JSONL file or JSON array, which returns true, or nil, message to stop.
@@ -171,8 +223,12 @@ function formats.rows(path, kind, each)
   local file, message = io.open(path, "rb")
   if not file then return nil, message, "io" end
   local number = 0
-  for line in file:lines() do
+  for line, problem in each_line(file) do
     number = number + 1
+    if not line then
+      file:close()
+      return nil, ("%s:%d: %s"):format(path, number, problem), "format"
+    end
     if number == 1 then line = line:gsub("^\239\187\191", "") end
     if line:find "%S" then
       local where = ("%s:%d"):format(path, number)

@@ -2,6 +2,7 @@
 -- Formulas as in transformers' modeling_rope_utils (default, linear, dynamic, llama3, yarn, longrope).
 local core = require "onn.core.ops"
 local tensors = require "onn.core.tensor"
+local values = require "onn.arch.config"
 
 local rope = {}
 
@@ -64,28 +65,64 @@ function scalings.longrope(p, length)
   return inv, p.attention_factor or (f <= 1 and 1 or math.sqrt(1 + math.log(f) / math.log(p.original)))
 end
 
+-- What the scalings are made of: the kind of each value, and what a scaling cannot do without.
+local kinds = { factor = values.positive, attention_factor = values.positive, low_freq_factor = values.positive,
+  high_freq_factor = values.positive, beta_fast = values.positive, beta_slow = values.positive, mscale = values.number,
+  mscale_all_dim = values.number, short_factor = values.positives, long_factor = values.positives,
+  original_max_position_embeddings = values.positive }
+local needs = { linear = { "factor" }, dynamic = { "factor" }, llama3 = { "factor", "low_freq_factor", "high_freq_factor" },
+  yarn = { "factor" }, longrope = { "short_factor", "long_factor" } }
+
+-- Kinds and presence of everything in p that a formula uses; returns a message for the first that is wrong.
+local function check(p)
+  local wrong, names = {}, {}
+  for name in pairs(kinds) do names[#names + 1] = name end
+  table.sort(names)
+  for _, name in ipairs(names) do
+    if p[name] ~= nil then values.check(name, p[name], kinds[name], wrong) end
+  end
+  values.check("rope_theta", p.theta, values.positive, wrong)
+  values.check("max_position_embeddings", p.positions, values.positive, wrong)
+  values.check("original_max_position_embeddings", p.original, values.positive, wrong)
+  for _, name in ipairs(needs[p.kind] or {}) do
+    if p[name] == nil then wrong[#wrong + 1] = ("rotary scaling '%s' lacks '%s'"):format(p.kind, name) end
+  end
+  if p.kind == "llama3" and #wrong == 0 and p.low_freq_factor >= p.high_freq_factor then
+    wrong[1] = ("'low_freq_factor' %g should be below 'high_freq_factor' %g"):format(p.low_freq_factor, p.high_freq_factor)
+  end
+  for _, name in ipairs(#wrong == 0 and needs[p.kind] or {}) do
+    if type(p[name]) == "table" and #p[name] ~= p.dims / 2 then
+      wrong[#wrong + 1] = ("'%s' has %d values, expected %g"):format(name, #p[name], p.dims / 2)
+    end
+  end
+  return wrong[1]
+end
+
 -- Reads both spellings of the config (rope_parameters of transformers 5, rope_theta and rope_scaling before).
 -- Returns parameters, or nil and what is wrong.
 function rope.read(config, head_size)
+  local wrong = {}
   local given = config.rope_parameters or config.rope_scaling or {}
+  if not values.check(config.rope_parameters and "rope_parameters" or "rope_scaling", given, values.object, wrong) then
+    return nil, wrong[1]
+  end
   local p = {}
   for k, v in pairs(given) do p[k] = v end
   p.kind = given.rope_type or given.type or "default"
   p.theta = given.rope_theta or config.rope_theta or 10000
-  p.dims = math.floor(head_size * (given.partial_rotary_factor or config.partial_rotary_factor or 1))
+  local share = given.partial_rotary_factor or config.partial_rotary_factor or 1
+  if not values.check("partial_rotary_factor", share, values.share, wrong) then return nil, wrong[1] end
+  p.dims = math.floor(head_size * share)
   p.positions = config.max_position_embeddings or 2048
   p.original = given.original_max_position_embeddings or config.original_max_position_embeddings or p.positions
   if p.kind == "su" then p.kind = "longrope" end
-  if not scalings[p.kind] then return nil, ("rotary scaling '%s' is not known"):format(tostring(p.kind)) end
-  local needs = { linear = { "factor" }, dynamic = { "factor" }, llama3 = { "factor", "low_freq_factor", "high_freq_factor" },
-    yarn = { "factor" }, longrope = { "short_factor", "long_factor" } }
-  for _, key in ipairs(needs[p.kind] or {}) do
-    if not p[key] then return nil, ("rotary scaling '%s' lacks '%s'"):format(p.kind, key) end
+  if not scalings[p.kind] then return nil, ("rotary scaling %s is not known"):format(values.shown(p.kind)) end
+  if p.dims % 2 ~= 0 or p.dims < 2 then
+    return nil, ("%d dimensions of a head of %d are rotated; an even number is expected"):format(p.dims, head_size)
   end
-  for _, key in ipairs { "short_factor", "long_factor" } do
-    if p[key] and #p[key] ~= p.dims / 2 then return nil, ("%s has %d values, expected %d"):format(key, #p[key], p.dims / 2) end
-  end
-  if p.dims % 2 ~= 0 or p.dims < 2 or p.dims > head_size then return nil, ("rotary size %d of head size %d"):format(p.dims, head_size) end
+  if p.kind == "dynamic" and p.dims < 4 then return nil, "rotary scaling 'dynamic' wants heads of at least 4 dimensions" end
+  local problem = check(p)
+  if problem then return nil, problem end
   return p
 end
 
