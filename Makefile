@@ -108,7 +108,7 @@ deps-fuzz: | deps
 demo: all
 	$(BUILD)/onn recipes/demo.lua
 
-BENCH ?= recipes/benchmark.lua --help
+BENCH ?= recipes/benchmark.lua --batch 1,8
 bench: all
 	$(BUILD)/onn $(BENCH)
 
@@ -180,7 +180,7 @@ help:
 	@echo 'make lint        luacheck, compiler warnings as errors, cppcheck'
 	@echo 'make sanitize    $(BUILD)/asan/onn and the C tests under ASan and UBSan'
 	@echo 'make fuzz        libFuzzer targets, FUZZ_SECONDS=30 each'
-	@echo 'make bench       BENCH="recipes/benchmark.lua MODEL"'
+	@echo 'make bench       speeds of a small built-in model; BENCH="recipes/benchmark.lua MODEL" for another'
 	@echo 'make install     PREFIX=/usr/local DESTDIR='
 	@echo 'make uninstall'
 	@echo 'make clean'

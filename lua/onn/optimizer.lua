@@ -106,15 +106,15 @@ local function reasons(result, roof)
       list[#list + 1] = ("%d threads instead of %d"):format(winner.threads, default.threads)
     end
     if winner.recompute ~= default.recompute then
-      list[#list + 1] = ("%sFLOP per token instead of %sFLOP"):format(units.count(winner.plan.flops_per_token),
-        units.count(default.plan.flops_per_token))
+      list[#list + 1] = ("%s per token instead of %s"):format(units.operations(winner.plan.flops_per_token),
+        units.operations(default.plan.flops_per_token))
     end
     if winner.micro_batch ~= default.micro_batch then
       list[#list + 1] = ("micro-batches of %d instead of %d rows: tapes of %s instead of %s"):format(winner.micro_batch,
         default.micro_batch, units.bytes(winner.plan.tape), units.bytes(default.plan.tape))
     end
   end
-  list[#list + 1] = ("an update of %.0f tokens is %sFLOP: %s at %s"):format(roof.tokens, units.count(roof.flops),
+  list[#list + 1] = ("an update of %.0f tokens is %s: %s at %s"):format(roof.tokens, units.operations(roof.flops),
     units.seconds(roof.compute_seconds), units.flops(roof.peak_flops))
   list[#list + 1] = ("it reads %s of weights: %s at %s"):format(units.bytes(roof.bytes), units.seconds(roof.memory_seconds),
     units.rate(roof.bandwidth))
@@ -171,8 +171,14 @@ function Optimizer:find_optimal_config(options)
     deadline = began + 0.95 * budget - 0.2, row_tokens = self.row_tokens, seq_len = opt.seq_len, rank = opt.rank, layers = self.layers,
     layers_text = opt.layers, data = opt.data, pack = opt.pack, seed = opt.seed, progress = options.progress,
     fixed = { micro_batch = opt.micro_batch, recompute = opt.recompute, threads = opt.threads } }
+  local before = profile.processors_left()
   local result, message = search.run(s)
   if not result then error(message, 0) end
+  local left = math.min(before, profile.processors_left())
+  if left < profile.quiet_share then
+    note(("other programs ran meanwhile, %.0f %% of the processors were left: run this again when the machine is quiet"):format(
+      100 * left))
+  end
   local c = result.winner
   local roof = roofline(self, p, c, result.tokens)
   local trials, front = json.array {}, json.array {}
@@ -185,10 +191,11 @@ function Optimizer:find_optimal_config(options)
     gradient_checkpointing = c.recompute, compute_dtype = self.model.dtype, storage_dtype = storage_dtype(self.analysis),
     active_layers = active, layer_selection_strategy = opt.layers, layer_selection_ratio = #active / self.model.sizes.layers,
     estimated_vram_mb = c.peak / 1e6, estimated_time_per_sample_ms = 1000 * self.row_tokens / c.median,
-    micro_batch = micro_batch_to_keep(self, c, rows), seq_len = opt.seq_len, threads = c.threads, rank = opt.rank, tokens_per_s = c.median },
+    micro_batch = micro_batch_to_keep(self, c, rows), seq_len = opt.seq_len, threads = c.threads, rank = opt.rank,
+    tokens_per_s = c.median },
     search = { trials = trials, pareto = front, roofline = roof, reasons = json.array(reasons(result, roof)),
       prediction = result.judgement, default_tokens_per_s = result.default.median, rows_per_trial_update = rows,
-      tokens_per_row = self.row_tokens, data = opt.data or json.null, budget_seconds = budget, seconds = system.now() - began,
+      tokens_per_row = self.row_tokens, processors_left = left, data = opt.data or json.null, budget_seconds = budget, seconds = system.now() - began,
       no_effect = json.array(self.no_effect), scores = equitable(self, c, c.loss) } }
   self.settings = c
   return self.found

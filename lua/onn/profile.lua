@@ -27,10 +27,10 @@ local function cache_path()
 end
 
 -- The share of the processors that this program gets: of a product that keeps them all busy for a moment.
-local function processors_left()
+function profile.processors_left()
   local began, cpu = system.now(), os.clock()
   probes.product("f32", 512, 1024, 1024)
-  return (os.clock() - cpu) / (system.now() - began) / system.cpu_count()
+  return math.min(1, (os.clock() - cpu) / (system.now() - began) / tensors.threads())
 end
 
 -- Runs f with all processors and no budget, and leaves memory's figures as they were. Returns f's value and the smaller share of
@@ -39,9 +39,9 @@ local function undisturbed(f)
   local threads, budget = tensors.threads(), tensors.memory().budget
   tensors.set_threads(system.cpu_count())
   tensors.set_budget(math.huge)
-  local before = processors_left()
+  local before = profile.processors_left()
   local ok, result = pcall(f)
-  local share = ok and math.min(before, processors_left())
+  local share = ok and math.min(before, profile.processors_left())
   tensors.trim()
   tensors.set_threads(threads)
   tensors.set_budget(budget)
@@ -70,7 +70,8 @@ local sections = {
 }
 local order = { "products", "threads", "memory", "disk" }
 
-local quiet_share = 0.8 -- below this share of the processors a measurement is repeated at the next occasion
+local quiet_share = 0.8 -- below this share of the processors a measurement is repeated at a later occasion
+profile.quiet_share = quiet_share
 local patience = 30     -- but not within so many seconds
 
 -- The profile of this machine: what the cache lacks is measured now. opt: all (every section; else products only), fresh

@@ -93,8 +93,9 @@ local function blocks_of(directory)
 end
 
 -- Puts the settings for the model at `model_path` into opt, as far as the command line (opt._given) left them open:
--- batch, seq_len, micro_batch, recompute, chunk, layers, threads, dtype. Returns the file they came from, or nil.
-function settings.apply(opt, model_path)
+-- batch, seq_len, micro_batch, recompute, chunk, layers, threads, dtype; with `only` {key = true} those alone. Returns the file they
+-- came from, or nil.
+function settings.apply(opt, model_path, only)
   local directory = directory_of(model_path)
   local path, asked = find(opt, directory)
   if not path then return nil end
@@ -108,7 +109,7 @@ function settings.apply(opt, model_path)
     return nil
   end
   local function take(key, value)
-    if value == nil or given[key] then return end
+    if value == nil or given[key] or (only and not only[key]) then return end
     opt[key] = value
     taken[#taken + 1] = ("%s %s"):format(key:gsub("_", "-"), tostring(value))
   end

@@ -87,6 +87,9 @@ function units.flops(value)
   return digits(n) .. " " .. name .. "FLOP/s"
 end
 
+-- operations(3.1e11) -> "310 GFLOP"
+function units.operations(value) return (units.flops(value):gsub("/s$", "")) end
+
 -- percent(0.123) -> "12.3 %"
 function units.percent(share) return ("%.1f %%"):format(share * 100) end
 
