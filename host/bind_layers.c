@@ -21,7 +21,7 @@ static Tensor *float_heads(lua_State *L, int arg) {
     return copy;
 }
 
-/* rope(x, cos, sin, positions, interleaved, sign) -> y */
+/* rope(x, cos, sin, positions, interleaved, sign, dtype) -> y; dtype nil: x's */
 static int l_rope(lua_State *L) {
     Tensor *x = float_heads(L, 1), *cos = check_tensor(L, 2);
     if (cos->view.dims != 2 || cos->view.dtype != F32 || cos->view.shape[1] * 2 > x->view.shape[2] || !tensor_contiguous(cos))
@@ -29,7 +29,10 @@ static int l_rope(lua_State *L) {
     Tensor *sin = check_vector(L, 3, F32, view_count(&cos->view));
     Tensor *positions = check_index(L, 4, x->view.shape[0], cos->view.shape[0], NO_INDEX);
     int interleaved = lua_toboolean(L, 5), sign = (int)check_integer(L, 6, -1, 1);
-    Tensor *y = new_like(L, x, x->view.dtype);
+    Dtype dtype = lua_isnoneornil(L, 7) ? x->view.dtype : check_dtype(L, 7);
+    if (dtype != F32 && dtype != BF16)
+        return luaL_argerror(L, 7, "expected f32 or bf16");
+    Tensor *y = new_like(L, x, dtype);
     RUN(L, backend()->rope(&y->view, &x->view, &cos->view, &sin->view, &positions->view, interleaved, sign));
     return 1;
 }

@@ -1,14 +1,13 @@
 -- generate: text from a model, as it comes
-local chat = require "onn.chat"
 local cli = require "onn.cli"
+local completion = require "onn.completion"
+local formats = require "onn.data.formats"
 local json = require "onn.core.json"
-local generator = require "onn.generator"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
 local runtime = require "onn.runtime"
 local settings = require "onn.settings"
 local signals = require "onn.core.signals"
-local stop = require "onn.stop"
 local terminal = require "onn.core.terminal"
 local Tokenizer = require "onn.tokenizer"
 
@@ -44,101 +43,79 @@ if opt.dry_run then
   cli.json(plan)
   os.exit(0)
 end
-local template = opt.chat and cli.check(chat.template(tokenizer))
+if opt.prompt and opt.prompts then cli.fail("generate: --prompt and --prompts cannot go together", 2) end
+if opt.system and not opt.chat then cli.fail("generate: --system belongs to --chat", 2) end
+
+local function messages_of(text)
+  local user = { role = "user", content = text }
+  return opt.system and { { role = "system", content = opt.system }, user } or { user }
+end
+
+-- The prompts of a file of JSON lines.
+local function read_prompts(path)
+  local list = {}
+  cli.check(formats.rows(path, "lines", function(row)
+    if type(row) ~= "table" or type(row.prompt) ~= "string" then return nil, 'expected {"prompt": "..."}' end
+    list[#list + 1] = row.prompt
+    return true
+  end))
+  if #list == 0 then cli.fail(path .. ": there are no prompts") end
+  return list
+end
+local many = opt.prompts and read_prompts(opt.prompts)
+
 cli.check(model:load())
 if opt.adapter then cli.check(lora.load(model, opt.adapter)) end
-local stops = stop.ids(model, tokenizer)
 signals.handle(true)
 
-local function encode(messages_or_text)
-  if type(messages_or_text) == "string" then return tokenizer:encode(messages_or_text, { special = true, bos = true }):totable() end
-  local text = cli.check(chat.render(template, tokenizer, messages_or_text, true))
-  return tokenizer:encode(text, { special = true, bos = false }):totable()
-end
-
--- Runs prompts together; show(sequence, text) gets pieces as they come. Returns the texts and the report.
-local function run(prompts, show)
-  local streams, watchers, texts = {}, {}, {}
-  for s, ids in ipairs(prompts) do
-    if #ids == 0 then cli.fail "the prompt is empty" end
-    streams[s], watchers[s], texts[s] = tokenizer:stream(ids), stop.watch(opt.stop or {}), {}
-  end
-  local function give(s, text)
-    if text == "" then return end
-    texts[s][#texts[s] + 1] = text
-    if show then show(s, text) end
-  end
-  local report = generator.run(model, prompts, stops, opt, function(s, id)
-    local text, ended = watchers[s].push(streams[s]:push(id))
-    give(s, text)
-    if ended then watchers[s].ended = true end
-    return ended
-  end)
-  for s in ipairs(prompts) do
-    if not watchers[s].ended then
-      local text, ended = watchers[s].push(streams[s]:finish())
-      give(s, text)
-      if not ended then give(s, watchers[s].finish()) end
-    end
-    texts[s] = table.concat(texts[s])
-  end
-  return texts, report
-end
-
-local function stats(report)
-  if not opt.stats then return end
-  cli.note("prompt: %d tokens, %.1f tokens/s; generation: %d tokens, %.1f tokens/s", report.prompt_tokens,
-    report.prompt_tokens / report.prefill_seconds, report.new_tokens, report.decoded / math.max(report.decode_seconds, 1e-9))
-end
+local function encode(prompt) return cli.check(completion.encode(tokenizer, prompt)) end
 
 local function say(_, text) io.stdout:write(text) io.stdout:flush() end
 
-local function messages_of(text, history)
-  local list = history or (opt.system and { { role = "system", content = opt.system } }) or {}
-  list[#list + 1] = { role = "user", content = text }
-  return list
+local function tell(report)
+  io.stdout:flush()
+  if opt.stats then
+    cli.note("prompt: %d tokens, %.1f tokens/s; generation: %d tokens, %.1f tokens/s", report.prompt_tokens,
+      report.prompt_tokens / report.prefill_seconds, report.new_tokens, report.decoded / math.max(report.decode_seconds, 1e-9))
+  end
 end
 
-local report
-if opt.prompts then
-  local prompts, originals = {}, {}
-  for line in assert(io.lines(opt.prompts)) do
-    if line:find "%S" then
-      local row = cli.check(json.decode(line, opt.prompts))
-      if type(row) ~= "table" or type(row.prompt) ~= "string" then cli.fail(opt.prompts .. ': every line should be {"prompt": "..."}') end
-      originals[#originals + 1] = row.prompt
-      prompts[#prompts + 1] = encode(opt.chat and messages_of(row.prompt) or row.prompt)
-    end
+local texts, report
+if many then
+  local prompts = {}
+  for s, prompt in ipairs(many) do prompts[s] = encode(opt.chat and messages_of(prompt) or prompt) end
+  texts, report = completion.run(model, tokenizer, prompts, opt)
+  local rows = {}
+  for s, text in ipairs(texts) do rows[s] = { prompt = many[s], text = text } end
+  if cli.wants_json() then
+    cli.json(json.array(rows))
+  else
+    for _, row in ipairs(rows) do print(json.encode(row)) end
   end
-  local texts
-  texts, report = run(prompts)
-  for s, text in ipairs(texts) do print(json.encode { prompt = originals[s], text = text }) end
-  stats(report)
+  tell(report)
 elseif opt.chat and not opt.prompt and terminal.isatty(0) then
   local history = opt.system and { { role = "system", content = opt.system } } or {}
-  while true do
+  repeat
     io.stdout:write "> "
     io.stdout:flush()
     local line = io.read "*l"
-    if not line then break end
-    local texts
-    messages_of(line, history)
-    texts, report = run({ encode(history) }, say)
-    history[#history + 1] = { role = "assistant", content = texts[1] }
-    print()
-    stats(report)
-    if report.interrupted then break end
-  end
+    if line and line:find "%S" then
+      history[#history + 1] = { role = "user", content = line }
+      texts, report = completion.run(model, tokenizer, { encode(history) }, opt, say)
+      history[#history + 1] = { role = "assistant", content = texts[1] }
+      print()
+      tell(report)
+    end
+  until not line or (report and report.interrupted)
 else
   local text = opt.prompt or io.read "*a"
-  local texts
-  texts, report = run({ encode(opt.chat and messages_of(text) or text) }, not cli.wants_json() and say or nil)
+  texts, report = completion.run(model, tokenizer, { encode(opt.chat and messages_of(text) or text) }, opt, not cli.wants_json() and say or nil)
   if cli.wants_json() then
     cli.json { prompt = text, text = texts[1], prompt_tokens = report.prompt_tokens, new_tokens = report.new_tokens,
       prefill_seconds = report.prefill_seconds, decode_seconds = report.decode_seconds }
   else
     print()
   end
-  stats(report)
+  tell(report)
 end
 if report and report.interrupted then os.exit(128 + (signals.pending() or 2)) end

@@ -20,7 +20,7 @@ if cli.wants_json() then
 else
   print(("merged    %d products into %s"):format(result.merged, opt.out))
   if result.rounding then
-    print(("rounding  to bf16 changed the merged weights by at most %.3g; relative to the adapter's own change: %.3g (root mean square)"):format(
+    print(("rounding  to 16 bits changed the merged weights by at most %.3g; relative to the adapter's own change: %.3g (root mean square)"):format(
       result.rounding.largest, result.rounding.relative))
   end
 end

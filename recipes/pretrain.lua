@@ -74,6 +74,7 @@ local per_epoch = data.updates(set, order)
 opt.total_steps, opt.recompute = opt.steps or per_epoch * opt.epochs, plans.recompute
 local session = cli.check(Session.new(model, opt))
 
+session:watch()
 local log = report.training_log(opt, { total = opt.total_steps, plan = plans, peak_flops = peak_flops, first = 0 })
 local function evaluate() return held_out and data.loss(model, held_out, order) end
 log.before = evaluate()
@@ -96,6 +97,7 @@ while session.step < opt.total_steps and not stopped do
   order.epoch, order.cursor = order.epoch + 1, 0
 end
 
+cli.check(session:verify())
 cli.check(session:save(part))
 cli.check(fresh.finish(part, opt.out))
 if stopped then

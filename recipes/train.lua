@@ -4,6 +4,7 @@ local checkpoint = require "onn.checkpoint"
 local cli = require "onn.cli"
 local data = require "onn.data"
 local layers = require "onn.layers"
+local lora = require "onn.nn.lora"
 local Model = require "onn.model"
 local plan = require "onn.plan"
 local plot = require "onn.plot"
@@ -16,6 +17,7 @@ local signals = require "onn.core.signals"
 local system = require "onn.core.system"
 local tensors = require "onn.core.tensor"
 local Tokenizer = require "onn.tokenizer"
+local training = require "onn.training"
 
 local opt = cli.parse {
   name = "train",
@@ -24,15 +26,22 @@ local opt = cli.parse {
   arguments = { { "MODEL", "model directory" }, { "DATA", "training data" } },
   options = require "onn.training_options",
 }
+local wrong = training.check(opt)
+if wrong then cli.fail("train: " .. wrong, 2) end
+if training.idle(opt) then cli.note(training.idle(opt)) end
 settings.apply(opt, opt.model)
 local machine = runtime.apply(opt)
 
 local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
-local chosen, wrong = layers.parse(opt.layers, model, opt)
-if chosen == false then cli.fail(wrong, 2) end
+local chosen, unknown = layers.parse(opt.layers, model, opt)
+if chosen == false then cli.fail(unknown, 2) end
 opt.layers, opt.budget = chosen, machine.budget
+if opt.adapter then
+  local rank, blocks = lora.extent(opt.adapter, model)
+  opt.rank, opt.layers = cli.check(rank, blocks), blocks
+end
 
 local plans = plan.training(model, opt)
 local peak_flops = profile.peak_flops(profile.get { quiet = true }, model.dtype)
@@ -69,6 +78,7 @@ if resume then
   cli.note("resumed from %s, step %d of %d", resume, session.step, total)
 end
 
+session:watch()
 local log = report.training_log(opt, { total = total, plan = plans, peak_flops = peak_flops, first = session.step })
 local function evaluate() return held_out and data.loss(model, held_out, order) end
 local function save() return cli.check(session:checkpoint(opt.out, { epoch = order.epoch, cursor = order.cursor, run = run }, opt.keep)) end
@@ -103,5 +113,7 @@ end
 
 cli.check(checkpoint.result(opt.out, function(directory) return session:save(directory) end))
 checkpoint.prune(opt.out, opt.keep, session.step, session.replaces)
+if opt.full then training.clear_adapter(opt.out) end
+cli.check(session:verify())
 log.after = evaluate()
 log:summary(session, opt.out, tensors.memory().peak, plot)

@@ -2,19 +2,19 @@
 --   local engine = Engine.open("models/phi-4"); engine:train({ { input = "Hello", output = "World" } }, { epochs = 1 })
 --   print(engine:generate("Once upon a time", { max_tokens = 50 })); engine:close()
 local batch = require "onn.batch"
-local chat = require "onn.chat"
+local completion = require "onn.completion"
 local data = require "onn.data"
-local generator = require "onn.generator"
 local layers = require "onn.layers"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
 local nearest = require "onn.nearest"
 local plan = require "onn.plan"
 local runtime = require "onn.runtime"
+local sampler = require "onn.sampler"
 local Session = require "onn.session"
 local settings = require "onn.settings"
-local stop = require "onn.stop"
 local Tokenizer = require "onn.tokenizer"
+local training = require "onn.training"
 local units = require "onn.units"
 
 local Engine = {}
@@ -47,63 +47,93 @@ local function text_tokenizer(self)
   return self.tokenizer or error(self.model.directory .. ": no usable tokenizer.json", 3)
 end
 
+-- Training's options: the recipe's, with _ for -, that mean something here; on_step(result) hears of every update.
+local trained_with = { "epochs", "steps", "batch", "micro_batch", "seq_len", "rank", "alpha", "dropout", "lr", "schedule", "warmup", "clip",
+  "weight_decay", "betas", "layers", "count", "ratio", "targets", "full", "chunk", "pack", "shuffle", "prompt_key", "completion_key",
+  "template", "loss", "adapter", "recompute", "seed", "rslora", "on_step" }
+local generated_with = { "max_tokens", "chat", "stop", unpack(sampler.options) }
+
+-- An adapter that is there is gone on from, unless options say what a new one is like.
+local function begin(self, opt, options)
+  local another = false
+  for _, key in ipairs { "rank", "alpha", "targets", "layers", "rslora", "adapter", "full" } do another = another or options[key] ~= nil end
+  if self.adapter and not another then
+    opt.attached = self.adapter
+  elseif self.adapter then
+    lora.remove(self.model, self.adapter)
+    self.adapter = nil
+  end
+  return assert(Session.new(self.model, opt))
+end
+
 -- rows: a file name, or a table of examples ({input, output}, {prompt, completion}, {text}, {messages}); options: training's.
--- Returns {steps, loss_first, loss_last, losses}.
+-- Returns {steps, loss_first, loss_last, losses}. Raises with one clear line when it cannot.
 function Engine:train(rows, options)
+  options = options or {}
+  nearest.check(options, trained_with, "train")
   local opt = { batch = 8, seq_len = 512, epochs = 1, recompute = "auto", shuffle = true, seed = self.opt.seed, layers = self.opt.layers }
-  for k, v in pairs(options or {}) do opt[k] = v end
+  for k, v in pairs(options) do opt[k] = v end
+  local wrong = training.check(options)
+  if wrong then error("train: " .. wrong, 2) end
   opt.seq_len = math.min(opt.seq_len, self.model.sizes.positions)
   opt.rank = opt.rank or Session.defaults.rank
-  if type(opt.layers) == "string" then
-    local set, wrong = layers.parse(opt.layers, self.model, opt)
-    if set == false then error(wrong, 2) end
-    opt.layers = set
+  opt._given = options
+  local chosen, unknown
+  if type(opt.layers) == "table" then
+    chosen, unknown = layers.set(opt.layers, self.model)
+  else
+    chosen, unknown = layers.parse(opt.layers, self.model, opt)
   end
+  if chosen == false then error(unknown, 2) end
+  opt.layers = chosen
   opt.budget = self.machine.budget
   local set = assert(data.open(rows, text_tokenizer(self), opt))
   local plans = plan.training(self.model, opt)
   local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle,
     seed = opt.seed, epoch = 0, cursor = 0 }
   opt.total_steps, opt.recompute = opt.steps or data.updates(set, order) * opt.epochs, plans.recompute
-  self.session = assert(Session.new(self.model, opt))
-  self.adapter = self.session.adapter
+  local session = begin(self, opt, options)
+  self.adapter, self.trained = session.adapter, true
+  session:watch()
   local losses = {}
-  while self.session.step < opt.total_steps do
+  while session.step < opt.total_steps do
     for update in data.batches(set, order) do
-      local result = self.session:update(update, order.epoch)
+      local result = session:update(update, order.epoch)
       for _, b in ipairs(update) do batch.free(b) end
       losses[#losses + 1] = result.loss
       if opt.on_step then opt.on_step(result) end
-      if self.session.step >= opt.total_steps then break end
+      if session.skipped_in_row >= Session.patience then
+        error(("train: %d updates in a row had a loss or gradient that is not finite"):format(Session.patience), 2)
+      end
+      if session.step >= opt.total_steps then break end
     end
     order.epoch = order.epoch + 1
   end
-  return { steps = self.session.step, loss_first = losses[1], loss_last = losses[#losses], losses = losses }
+  local steps = session.step
+  assert(session:verify())
+  session:close(true)
+  return { steps = steps, loss_first = losses[1], loss_last = losses[#losses], losses = losses }
 end
 
--- An iterator over pieces of text as they are generated; options: see onn.sampler, max_tokens, chat.
+-- An iterator over pieces of text as they are generated; options as generate's.
 function Engine:stream(prompt, options)
+  nearest.check(options or {}, generated_with, "stream")
   return coroutine.wrap(function() self:generate(prompt, options, coroutine.yield) end)
 end
 
--- Returns the generated text. prompt: text, or with options.chat a text or list of messages. emit(piece) hears it as it comes.
+-- Returns the generated text. prompt: a text, or a list of messages {role, content}. options: max_tokens, stop (a text or a list), chat
+-- (the prompt is what the user says), and the sampler's. emit(piece) hears the text as it comes.
 function Engine:generate(prompt, options, emit)
   options = options or {}
+  nearest.check(options, generated_with, "generate")
+  local opt = {}
+  for k, v in pairs(options) do opt[k] = v end
+  if type(opt.stop) == "string" then opt.stop = { opt.stop } end
+  if opt.chat and type(prompt) == "string" then prompt = { { role = "user", content = prompt } } end
   local tokenizer = text_tokenizer(self)
-  if options.chat then
-    local messages = type(prompt) == "table" and prompt or { { role = "user", content = prompt } }
-    prompt = assert(chat.render(assert(chat.template(tokenizer)), tokenizer, messages, true))
-  end
-  local ids = tokenizer:encode(prompt, { special = true, bos = not options.chat }):totable()
-  local stream, pieces = tokenizer:stream(ids), {}
-  local function give(piece)
-    if piece == "" then return end
-    pieces[#pieces + 1] = piece
-    if emit then emit(piece) end
-  end
-  generator.run(self.model, { ids }, stop.ids(self.model, tokenizer), options, function(_, id) give(stream:push(id)) end)
-  give(stream:finish())
-  return table.concat(pieces)
+  local ids = assert(completion.encode(tokenizer, prompt))
+  local texts = completion.run(self.model, tokenizer, { ids }, opt, emit and function(_, piece) emit(piece) end)
+  return texts[1]
 end
 
 -- Writes the trained adapter in PEFT's format.

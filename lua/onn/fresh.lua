@@ -29,6 +29,12 @@ function fresh.config(text, vocabulary)
   config.vocab_size = config.vocab_size or vocabulary
   local described, wrong = arch.describe(config)
   if not described then return nil, table.concat(wrong, "; "), "format" end
+  -- What CONFIG left to the family's defaults is written down: other readers' defaults may differ.
+  for key, name in pairs(described.family.config) do
+    if config[name] == nil then config[name] = described.sizes[key] end
+  end
+  if config.tie_word_embeddings == nil then config.tie_word_embeddings = false end
+  if not config.rope_parameters and config.rope_theta == nil then config.rope_theta = described.sizes.rope.theta end
   return config
 end
 
@@ -113,7 +119,10 @@ function fresh.tokenizer(directory, config, opt)
   if tokenizer.size > config.vocab_size then
     return nil, ("the tokenizer has %d tokens, the config's vocab_size is %d"):format(tokenizer.size, config.vocab_size), "format"
   end
-  config.bos_token_id, config.eos_token_id = tokenizer.bos_id, tokenizer.eos_id
+  -- null says there is none: left out, some readers take the ids of the family's first tokenizer
+  config.bos_token_id, config.eos_token_id = tokenizer.bos_id or json.null, tokenizer.eos_id or json.null
+  local pad = config.pad_token_id
+  config.pad_token_id = type(pad) == "number" and pad < config.vocab_size and pad or json.null
   return true
 end
 

@@ -56,9 +56,12 @@ end
 
 -- Returns a set {[block number, 0-based] = true}, nil for all blocks; or false and a message.
 function layers.parse(text, model, opt)
+  local path = text and text ~= "all" and find_heuristic(text)
+  for _, key in ipairs { "count", "ratio" } do
+    if opt[key] and not path then return false, ("--%s says how many layers a heuristic keeps; --layers names none"):format(key) end
+  end
   if not text or text == "all" then return nil end
   local count = model.sizes.layers
-  local path = find_heuristic(text)
   if path then
     local set, message = by_heuristic(path, model, opt, count)
     return set or false, message
@@ -81,6 +84,20 @@ function layers.parse(text, model, opt)
     for index = first, last do set[index] = true end
   end
   if not next(set) then return false, ("--layers %s: no layer is named"):format(text) end
+  return set
+end
+
+-- Blocks as scripts give them: a list of 0-based numbers, or a set {[number] = true}. Returns a set, or false and a message.
+function layers.set(given, model)
+  local set, count = {}, model.sizes.layers
+  for key, value in pairs(given) do
+    local index = value == true and key or value
+    if type(index) ~= "number" or index < 0 or index >= count or index ~= math.floor(index) then
+      return false, ("layers: expected numbers from 0 to %d, found %s"):format(count - 1, tostring(index))
+    end
+    set[index] = true
+  end
+  if not next(set) then return false, "layers: no layer is named" end
   return set
 end
 

@@ -1,18 +1,14 @@
 -- Folding an adapter into weights: W + scale * B A in f32, checked finite, rounded once, written to a new directory.
 local core = require "onn.core.ops"
 local files = require "onn.files"
-local json = require "onn.core.json"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
+local model_files = require "onn.model_files"
 local scope = require "onn.scope"
-local stores = require "onn.core.store"
 local system = require "onn.core.system"
 local tensors = require "onn.core.tensor"
 
 local merge = {}
-
-local copied = { "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-  "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model" }
 
 local stored_names = { F32 = "f32", BF16 = "bf16", F16 = "f16" }
 
@@ -33,6 +29,10 @@ end
 -- opt: model, adapter, out, storage ("stored"|"f32"|"bf16"), overwrite.
 -- Returns {merged, rounding = {largest, relative} where weights were rounded}, or nil, message, code.
 function merge.run(opt)
+  local real = system.realpath(opt.out)
+  if real and real == system.realpath(files.resolve(opt.model) or "") then
+    return nil, opt.out .. " is the model itself; name another directory", "argument"
+  end
   if system.exists(opt.out) and not opt.overwrite then return nil, opt.out .. " exists; --overwrite replaces it", "io" end
   local model, message, code = Model.open(opt.model, { dtype = "f32" })
   if not model then return nil, message, code end
@@ -55,24 +55,9 @@ function merge.run(opt)
       if not value then return nil, cost, "format" end
       values[name], count = value, count + 1
       squares, change, largest = squares + cost.squares, change + cost.change, math.max(largest, cost.largest)
-    else
-      local value
-      value, message, code = model.store:read(name, dtype)
-      if not value then return nil, message, code end
-      values[name] = value
     end
   end
-  ok, message, code = system.mkdir_p(opt.out)
-  if ok then ok, message, code = stores.write(opt.out .. "/model.safetensors", values, { format = "pt" }) end
-  if not ok then return nil, message, code end
-  local config = files.read_json(model.directory .. "/config.json")
-  local written = opt.storage ~= "stored" and ({ f32 = "float32", bf16 = "bfloat16" })[opt.storage]
-  if written then config.dtype, config.torch_dtype = written, written end
-  ok, message, code = system.write_file(opt.out .. "/config.json", json.encode(config, { pretty = true }) .. "\n")
-  for _, name in ipairs(copied) do
-    local text = ok and system.read_file(model.directory .. "/" .. name)
-    if text then ok, message, code = system.write_file(opt.out .. "/" .. name, text) end
-  end
+  ok, message, code = model_files.write(model, opt.out, values, opt.storage ~= "stored" and opt.storage or nil)
   if not ok then return nil, message, code end
   for _, value in pairs(values) do if tensors.is_tensor(value) then value:free() end end
   local lossy = squares > 0

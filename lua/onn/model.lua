@@ -5,6 +5,7 @@ local files = require "onn.files"
 local rope = require "onn.nn.rope"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
+local trace = require "onn.trace"
 
 local Model = {}
 Model.__index = Model
@@ -119,8 +120,9 @@ end
 function Model:forward(carry, ctx)
   ctx.dtype = self.dtype
   for _, stage in ipairs(self.stages) do
-    local before = carry
+    local before, began = carry, trace.now()
     carry = scope(self.run, self.sizes, stage, carry, ctx)
+    trace.span(stage.name, ctx.decode and "decode" or "forward", began)
     if before.hidden and before.hidden ~= carry.hidden then before.hidden:free() end
   end
   return carry

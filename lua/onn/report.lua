@@ -2,6 +2,7 @@
 local cli = require "onn.cli"
 local json = require "onn.core.json"
 local progress = require "onn.progress"
+local tensorboard = require "onn.tensorboard"
 local tensors = require "onn.core.tensor"
 local units = require "onn.units"
 
@@ -38,6 +39,7 @@ Log.__index = Log
 function report.training_log(opt, facts)
   local self = setmetatable({ opt = opt, facts = facts, losses = {}, tokens = 0, seconds = 0 }, Log)
   if opt.log then self.file = cli.check(io.open(opt.log, facts.first > 0 and "a" or "w")) end
+  if opt.tensorboard then self.board = cli.check(tensorboard.open(opt.tensorboard)) end
   self.bar = progress.new { total = facts.total, label = "train", unit = "steps", quiet = cli.is_quiet() }
   return self
 end
@@ -62,12 +64,24 @@ function Log:step(r)
       cli.note("--log %s: %s; training goes on, the log may have gaps", self.opt.log, message)
     end
   end
+  if self.board then
+    self:scalars(r.step, { loss = r.loss, lr = r.lr, grad_norm = r.grad_norm, tokens_per_s = rate, limit_share = share, device_peak = memory.peak })
+  end
   self.bar:update(r.step, ("loss %.4f  lr %.2e  |g| %.3f  %.0f tok/s  %.0f %% of the limit  %s"):format(r.loss, r.lr, r.grad_norm, rate,
     100 * share, units.bytes(memory.peak)))
   if r.skipped then cli.note("step %d skipped: its loss or gradient is not finite", r.step) end
 end
 
+function Log:scalars(step, values)
+  local ok, message = self.board:scalars(step, values)
+  if not ok and not self.board_failed then
+    self.board_failed = true
+    cli.note("--tensorboard %s; training goes on, the events may have gaps", message)
+  end
+end
+
 function Log:evaluated(loss)
+  if loss and self.board then self:scalars(self.losses[#self.losses][1], { eval_loss = loss }) end
   if loss then cli.note("step %d  held-out loss %.4f", self.losses[#self.losses][1], loss) end
 end
 
@@ -82,6 +96,7 @@ end
 function Log:summary(session, out, peak, plot)
   self.bar:finish()
   if self.file then self.file:close() end
+  if self.board then self.board:close() end
   local rate = median(self.rates)
   local share = rate and rate * self.facts.plan.flops_per_token / self.facts.peak_flops
   local first, last = self.losses[1], self.losses[#self.losses]

@@ -1,14 +1,17 @@
 -- A training session: what is trained (an adapter, or all weights), its optimizer, and one update after another.
 --   local session = Session.new(model, { rank = 8, alpha = 16, targets = "all-linear", lr = 2e-4, total_steps = 100 })
 --   for update in data.batches(...) do print(session:update(update).loss) end
+local changes = require "onn.changes"
 local checkpoint = require "onn.checkpoint"
 local core = require "onn.core.ops"
 local full = require "onn.nn.full"
 local lora = require "onn.nn.lora"
 local optim = require "onn.optim"
 local schedule = require "onn.schedule"
-local stores = require "onn.core.store"
+local model_files = require "onn.model_files"
 local sweep = require "onn.sweep"
+local tape = require "onn.autograd.tape"
+local trace = require "onn.trace"
 
 local Session = {}
 Session.__index = Session
@@ -19,8 +22,9 @@ Session.defaults = { rank = 8, dropout = 0, targets = "all-linear", lr = 2e-4, s
 Session.patience = 5 -- updates in a row that may be skipped for numbers that are not finite
 
 -- opt: Session.defaults' keys, alpha (default 2 * rank), layers (set of block numbers, or nil), full, adapter (directory to go on
--- from), recompute, total_steps. Returns the session, or nil, message, code.
+-- from), attached (an adapter on the model to go on from), recompute, total_steps. Returns the session, or nil, message, code.
 function Session.new(model, opt)
+  local given = opt._given or opt
   local self = setmetatable({ model = model, step = 0, skipped = 0, skipped_in_row = 0, opt = {} }, Session)
   for k, v in pairs(Session.defaults) do self.opt[k] = v end
   for k, v in pairs(opt) do self.opt[k] = v end
@@ -28,13 +32,20 @@ function Session.new(model, opt)
   opt.alpha = opt.alpha or 2 * opt.rank
   local message, code
   if opt.full then
-    self.params = full.parameters(model)
+    local wanted = opt.layers and {}
+    for i, stage in ipairs(model.stages) do
+      if wanted and stage.kind == "block" and opt.layers[stage.index] then wanted[i] = true end
+    end
+    self.params = full.parameters(model, wanted)
   else
-    if opt.adapter then self.adapter, message, code = lora.load(model, opt.adapter)
+    if opt.attached then self.adapter = opt.attached
+    elseif opt.adapter then self.adapter, message, code = lora.load(model, opt.adapter)
     else self.adapter, message, code = lora.create(model, opt) end
     if not self.adapter then return nil, message, code end
-    self.adapter.dropout = opt.dropout
-    for _, one in ipairs(self.adapter.modules) do one.dropout = opt.dropout end
+    if given.dropout then
+      self.adapter.dropout = opt.dropout
+      for _, one in ipairs(self.adapter.modules) do one.dropout = opt.dropout end
+    end
     self.params = lora.parameters(self.adapter)
   end
   self.optimizer = optim.adamw.state()
@@ -52,6 +63,7 @@ function Session:update(micros, epoch)
     total = sweep.gradient(self.model, b, { scale = 1 / math.max(supervised, 1), recompute = opt.recompute, seed = opt.seed,
       epoch = epoch, total = total })
   end
+  local began = trace.now()
   optim.fold(self.params)
   self.step = self.step + 1
   local norm, bad = optim.norm(self.params)
@@ -63,8 +75,10 @@ function Session:update(micros, epoch)
     self.skipped_in_row = 0
     local scale = opt.clip > 0 and norm > opt.clip and opt.clip / norm or 1
     optim.adamw.step(self.params, self.optimizer, opt, lr, scale)
+    self.moved = self.moved or (lr >= 1e-6 and norm > 0) -- a smaller step may vanish in f32
   end
   optim.clear(self.params)
+  trace.span("optimizer", "optimizer", began, { step = self.step })
   return { step = self.step, loss = loss, lr = lr, grad_norm = norm, tokens = tokens, supervised = supervised, skipped = skipped }
 end
 
@@ -76,7 +90,17 @@ function Session:not_finite()
   end
 end
 
--- Writes the trained adapter (PEFT's files), or the trained weights as model.safetensors, unless a value in them is not finite.
+-- Notes what all tensors are, for verify().
+function Session:watch() self.before = changes.record(self.model, self.params) end
+
+-- Have the trained stages changed since watch(), and nothing else? Returns true, or nil and what is wrong.
+function Session:verify()
+  local ok, message = changes.check(self.before, changes.record(self.model, self.params))
+  if not ok and message:find "nothing in it changed" and not self.moved then return true end
+  return ok, message
+end
+
+-- Writes the trained adapter (PEFT's files), or with `full` the whole model directory in f32, unless a value in them is not finite.
 -- Returns true, or nil, message, code.
 function Session:save(directory)
   local name, bad = self:not_finite()
@@ -84,7 +108,7 @@ function Session:save(directory)
   if self.adapter then return lora.save(self.model, self.adapter, directory) end
   local values = {}
   for _, p in ipairs(self.params) do values[p.name] = p.value end
-  return stores.write(directory .. "/model.safetensors", values, { format = "pt" })
+  return model_files.write(self.model, directory, values, "f32")
 end
 
 -- `state` is whatever the loop needs to go on (epoch, cursor, ...). keep: how many of this run's checkpoints stay; those of
@@ -108,9 +132,10 @@ function Session:resume(path)
   return state
 end
 
--- Takes the adapter off the model and frees everything the session holds.
-function Session:close()
-  if self.adapter then lora.remove(self.model, self.adapter) end
+-- Frees everything the session holds, the adapter included unless `keep` is true: then it stays on the model.
+function Session:close(keep)
+  for _, p in ipairs(self.params) do tape.forget(p.shadow or p.value) end
+  if self.adapter and not keep then lora.remove(self.model, self.adapter) end
   for _, p in ipairs(self.params) do
     for _, g in ipairs(p.gradients) do g:free() end
     for _, moment in ipairs { "m", "v" } do

@@ -3,6 +3,7 @@
 local core = require "onn.core.ops"
 local scope = require "onn.scope"
 local tape = require "onn.autograd.tape"
+local trace = require "onn.trace"
 
 local sweep = {}
 
@@ -35,7 +36,7 @@ function sweep.gradient(model, batch, opt)
   local carries, tapes = {}, {}
   local carry = model:carry(batch)
   for i = 1, last do
-    local stage = model.stages[i]
+    local stage, began = model.stages[i], trace.now()
     carries[i] = carry
     if i < lowest or (opt.recompute and i < last) then
       carry = scope(model.run, model.sizes, stage, carry, ctx)
@@ -43,12 +44,14 @@ function sweep.gradient(model, batch, opt)
       tapes[i], carry = taped(model, stage, carry, ctx, i > lowest)
     end
     if i < lowest and carries[i].hidden then carries[i].hidden:free() end
+    trace.span(stage.name, "forward", began, { tokens = batch.tokens })
   end
   local total = core.running_sum(carry.nll, opt.total or 0)
   carry.last_hidden:free()
   local dy, out = carry.nll, carry.nll -- the head's rule made its gradient on the way forward
   for i = last, lowest, -1 do
-    local stage, before, t = model.stages[i], carries[i], tapes[i]
+    local stage, before, t, began = model.stages[i], carries[i], tapes[i], trace.now()
+    local rebuilt = not t
     if not t then
       local again
       t, again = taped(model, stage, before, ctx, i > lowest)
@@ -59,6 +62,7 @@ function sweep.gradient(model, batch, opt)
     dy:free()
     out:free()
     dy, out, tapes[i] = dx, before.hidden, nil
+    trace.span(stage.name, "backward", began, { tokens = batch.tokens, rebuilt = rebuilt })
   end
   if out then out:free() end
   return total

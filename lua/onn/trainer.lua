@@ -14,13 +14,9 @@ local known = { "model_path", "chunk_size", "sparse_layers", "lora_rank", "lora_
 function Trainer.new(options)
   nearest.check(options, known, "trainer.new")
   if not options.model_path then error("trainer.new: model_path is needed", 2) end
-  local engine = Engine.open(options.model_path, { memory = options.memory, threads = options.threads, dtype = options.dtype, seed = options.seed })
-  local layers
-  if options.sparse_layers then
-    layers = {}
-    for _, index in ipairs(options.sparse_layers) do layers[index] = true end
-  end
-  return setmetatable({ engine = engine, options = { layers = layers, rank = options.lora_rank, alpha = options.lora_alpha,
+  local engine = Engine.open(options.model_path, { memory = options.memory, threads = options.threads, dtype = options.dtype,
+    seed = options.seed })
+  return setmetatable({ engine = engine, options = { layers = options.sparse_layers, rank = options.lora_rank, alpha = options.lora_alpha,
     batch = options.batch_size, lr = options.learning_rate, chunk = options.chunk_size } }, Trainer)
 end
 
@@ -28,6 +24,7 @@ end
 function Trainer:train(rows, options)
   local opt = {}
   for k, v in pairs(self.options) do opt[k] = v end
+  if self.engine.adapter then opt.layers, opt.rank, opt.alpha = nil, nil, nil end -- what is there is trained further
   for k, v in pairs(options or {}) do opt[k] = v end
   return self.engine:train(rows, opt)
 end

@@ -21,6 +21,10 @@ return {
   { "targets", type = "string", default = "all-linear", help = "linear layers that get an adapter: all-linear, or q_proj,v_proj" },
   { "full", help = "train the model's own weights instead of an adapter" },
   { "chunk", type = "integer", min = 1, help = "stages per chunk" },
+  { "slots", type = "integer", min = 1, help = "ring slots that weights are streamed through" },
+  { "prefetch", negate = true, default = true, help = "read ahead of the arithmetic" },
+  { "prefix-cache", negate = true, default = true, help = "keep what the stages below the lowest trained one give" },
+  { "scratch", type = "string", metavar = "DIR", help = "where spilled data and the prefix cache lie (default: beside --out)" },
   { "pack", optional = true, type = "string", choices = { "best-fit", "stream" },
     help = "pack several sequences into a row of seq-len tokens: best-fit (whole sequences), or stream (cut where rows end)" },
   { "shuffle", negate = true, default = true, help = "take the samples in the file's order with --no-shuffle" },
@@ -37,4 +41,5 @@ return {
   { "keep", type = "integer", default = 2, min = 1, help = "newest checkpoints to keep" },
   { "resume", optional = true, type = "string", metavar = "DIR", help = "go on from the newest checkpoint under --out, or from this one" },
   { "log", type = "string", metavar = "FILE", help = "one JSON object per update" },
+  { "tensorboard", type = "string", metavar = "DIR", help = "write a TensorBoard event file there" },
 }

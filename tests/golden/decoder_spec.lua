@@ -17,6 +17,9 @@ local tensors = require "onn.core.tensor"
 local shared = program.home .. "/../shared/golden"
 local families = { "llama", "llama_tied_bias", "llama3_rope", "mistral", "qwen2", "qwen3", "phi3" }
 
+-- Made by tests/golden/make_bf16.py. Rounding to bf16 moves these tiny random models by 1 to 10 % of the largest logit.
+local bf16_bars = json.decode(support.read(program.home .. "/tests/golden/bf16.json"))
+
 local function largest(t) return core.reduce(core.unary(t:to("f32"):contiguous():view { t:numel() }, "abs"), "max"):item() end
 local function distance(a, b) return largest(core.binary(a:to "f32", b:to("f32"):view(a:shape()), "sub")) end
 
@@ -54,13 +57,14 @@ describe("golden decoder", function()
         end)
         teardown(function() support.scratch_remove(folder) end)
 
-        it("gives the reference's logits in f32, and stays within bf16's error in bf16", function()
+        it("gives the reference's logits in f32, and in bf16 lies no farther from them than the reference's own bf16", function()
           local want = golden:read "logits"
-          for dtype, bar in pairs { f32 = 1e-4, bf16 = 3e-2 } do
+          for dtype, bar in pairs { f32 = 1e-4, bf16 = bf16_bars[family] } do
             local model = open(dtype)
             local b = batch.from_ids(ids)
             local logits = model:forward(model:carry(b), {}).logits
-            assert.is_true(distance(want, logits) <= bar * largest(want), dtype)
+            local off = distance(want, logits) / largest(want)
+            assert.is_true(off <= bar, ("%s: %.3g, at most %.3g"):format(dtype, off, bar))
             model:close()
           end
         end)

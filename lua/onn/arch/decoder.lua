@@ -132,18 +132,20 @@ end
 
 local function heads(x, count, size) return ops.view(x, { x:size(1), count, size }) end
 
+-- Queries and keys stay f32 until they are turned: rounding them before and after is a good part of bf16's error.
 local function attention(c, stage, x, carry, ctx)
   local w = stage.weights
   local q, k, v
   if w.qkv then
     local kv = c.kv_heads * c.head_size
-    q, k, v = ops.split(linear(w.qkv, x, ctx), { c.heads * c.head_size, kv, kv })
+    q, k, v = ops.split(linear(w.qkv, x, ctx, "f32"), { c.heads * c.head_size, kv, kv })
+    if ctx.dtype ~= "f32" then v = ops.to(v, ctx.dtype) end
   else
-    q, k, v = linear(w.q, x, ctx), linear(w.k, x, ctx), linear(w.v, x, ctx)
+    q, k, v = linear(w.q, x, ctx, "f32"), linear(w.k, x, ctx, "f32"), linear(w.v, x, ctx)
   end
   q, k, v = heads(q, c.heads, c.head_size), heads(k, c.kv_heads, c.head_size), heads(v, c.kv_heads, c.head_size)
   if w.q_norm then q, k = ops.rms_norm(q, w.q_norm, c.eps), ops.rms_norm(k, w.k_norm, c.eps) end
-  q, k = ops.rope(q, carry.angles, carry.positions), ops.rope(k, carry.angles, carry.positions)
+  q, k = ops.rope(q, carry.angles, carry.positions, ctx.dtype), ops.rope(k, carry.angles, carry.positions, ctx.dtype)
   local window, scale = c.windows[stage.index], 1 / math.sqrt(c.head_size)
   local y
   if ctx.cache then

@@ -59,6 +59,7 @@ end
 -- {family, sizes, stages} of a config, or nil and a list of what is missing for running it.
 function arch.describe(config)
   if type(config) ~= "table" then return nil, { "config.json: an object is expected, found " .. values.shown(config) } end
+  local given = config
   config = arch.clean(config)
   local kind = config.model_type or config.architecture
   if type(kind) ~= "string" then return nil, { "config.json: 'model_type' should be text, found " .. values.shown(kind) } end
@@ -68,6 +69,10 @@ function arch.describe(config)
     for name in pairs(arch.families()) do known[#known + 1] = name end
     table.sort(known)
     return nil, { ("architecture %s is not known (known: %s)"):format(values.shown(kind), table.concat(known, ", ")) }
+  end
+  local nested = type(given.text_config) == "table" and given.text_config or {}
+  for key, value in pairs(family.absent or {}) do
+    if given[key] == nil and nested[key] == nil then config[key] = value end
   end
   local sizes, wrong = decoder.describe(config, family)
   if not sizes then return nil, wrong end

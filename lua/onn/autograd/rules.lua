@@ -172,11 +172,11 @@ rules.layer_norm = {
   backward = function(s, dy, c) return core.layer_norm_backward(dy, s[1], s[2], s[3], c.leaf(2), c.leaf(3), c.starts) end,
 }
 
--- x (tokens, heads, size); table {cos=, sin=, interleaved=}
+-- x (tokens, heads, size); table {cos=, sin=, interleaved=}; dtype of the result, x's if absent. Its gradient stays in dy's dtype.
 rules.rope = {
-  forward = function(s, i, angles, positions)
+  forward = function(s, i, angles, positions, dtype)
     s.angles, s.positions = angles, positions
-    return core.rope(i[1], angles.cos, angles.sin, positions, angles.interleaved, 1)
+    return core.rope(i[1], angles.cos, angles.sin, positions, angles.interleaved, 1, dtype)
   end,
   backward = function(s, dy) return core.rope(dy, s.angles.cos, s.angles.sin, s.positions, s.angles.interleaved, -1) end,
 }

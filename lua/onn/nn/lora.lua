@@ -3,6 +3,8 @@
 local core = require "onn.core.ops"
 local files = require "onn.files"
 local json = require "onn.core.json"
+local nearest = require "onn.nearest"
+local regex = require "onn.core.regex"
 local stores = require "onn.core.store"
 local system = require "onn.core.system"
 local tape = require "onn.autograd.tape"
@@ -11,6 +13,13 @@ local tensors = require "onn.core.tensor"
 local lora = {}
 
 local PREFIX = "base_model.model."
+
+local function sorted_keys(set)
+  local list = {}
+  for k in pairs(set) do list[#list + 1] = k end
+  table.sort(list)
+  return list
+end
 
 local function attach(model, layer, one)
   one.a, one.b = one.A, one.B
@@ -39,22 +48,47 @@ end
 local function targeted(name, targets)
   if targets == "all-linear" then return true end
   for _, target in ipairs(targets) do
-    if name == target or name:sub(-#target - 1) == "." .. target then return true end
+    if name == target or name:sub(-#target - 1) == "." .. target then return target end
   end
   return false
 end
 
--- Puts fresh adapters on a loaded model. opt: rank, alpha, dropout, targets ("all-linear" or list), layers (set {[index]=true} or nil:
--- all blocks), seed, rslora. Returns the adapter, or nil and a message when nothing matches.
+local function scale_of(alpha, rank, rslora) return alpha / (rslora and math.sqrt(rank) or rank) end
+
+-- Targets as people give them, "all-linear", "q_proj,v_proj" or a list, checked against the model's layers; or nil, message.
+local function read_targets(model, given)
+  if given == "all-linear" then return given end
+  local targets = given
+  if type(given) == "string" then
+    targets = {}
+    for name in given:gmatch "[^,%s]+" do targets[#targets + 1] = name end
+  end
+  local known, seen = {}, {}
+  for _, item in ipairs(model:linear_layers()) do
+    local last = item.layer.name:match "[^.]+$"
+    if not seen[last] then known[#known + 1], seen[last] = last, true end
+  end
+  for _, target in ipairs(targets) do
+    local found = false
+    for _, item in ipairs(model:linear_layers()) do found = found or targeted(item.layer.name, { target }) end
+    if not found then
+      return nil, ("targets: '%s' is no linear layer of this model%s (it has %s)"):format(target, nearest.hint(target, known), table.concat(known, ", "))
+    end
+  end
+  if #targets == 0 then return nil, "targets: no layer is named" end
+  return targets
+end
+
+-- Puts fresh adapters on a loaded model. opt: rank, alpha, dropout, targets ("all-linear", names separated by commas, or a list),
+-- layers (set {[index]=true} or nil: all blocks), seed, rslora. Returns the adapter, or nil and a message when nothing matches.
 function lora.create(model, opt)
-  local scale = opt.alpha / (opt.rslora and math.sqrt(opt.rank) or opt.rank)
-  local adapter = { rank = opt.rank, alpha = opt.alpha, dropout = opt.dropout or 0, rslora = opt.rslora or false, modules = {}, targets = opt.targets, layers = opt.layers }
-  local known = {}
+  local targets, wrong = read_targets(model, opt.targets)
+  if not targets then return nil, wrong, "argument" end
+  local adapter = { rank = opt.rank, alpha = opt.alpha, dropout = opt.dropout or 0, rslora = opt.rslora or false, modules = {} }
   for _, item in ipairs(model:linear_layers()) do
     local layer, index = item.layer, item.stage.index
-    known[layer.name:match "[^.]+$"] = true
-    if (not opt.layers or opt.layers[index]) and targeted(layer.name, opt.targets) then
-      local one = { name = layer.name, scale = scale, dropout = opt.dropout or 0, index = index }
+    if (not opt.layers or opt.layers[index]) and targeted(layer.name, targets) then
+      local one = { name = layer.name, alpha = opt.alpha, scale = scale_of(opt.alpha, opt.rank, opt.rslora), dropout = opt.dropout or 0, index = index }
       local bound = 1 / math.sqrt(layer.into)
       one.A = tensors.keep(core.uniform(tensors.new("f32", { opt.rank, layer.into }), opt.seed or 0, layer.name .. ".lora_A", 0, -bound, bound))
       one.B = tensors.keep(tensors.zeros("f32", { layer.out, opt.rank }))
@@ -62,12 +96,7 @@ function lora.create(model, opt)
       adapter.modules[#adapter.modules + 1] = one
     end
   end
-  if #adapter.modules == 0 then
-    local names = {}
-    for name in pairs(known) do names[#names + 1] = name end
-    table.sort(names)
-    return nil, "no linear layer matches the targets and layers; this model has " .. table.concat(names, ", ")
-  end
+  if #adapter.modules == 0 then return nil, "no linear layer matches the targets and layers", "argument" end
   return adapter
 end
 
@@ -79,28 +108,36 @@ function lora.remove(model, adapter)
   end
 end
 
-local function sorted_keys(set)
-  local list = {}
-  for k in pairs(set) do list[#list + 1] = k end
-  table.sort(list)
-  return list
+-- What PEFT selects layers by: last names and block numbers where the adapter covers every pair of them, else whole paths.
+local function selection(model, adapter)
+  local names, layers, paths, pairs_known = {}, {}, {}, 0
+  for _, one in ipairs(adapter.modules) do
+    names[one.name:match "[^.]+$"], layers[one.index], paths[one.name] = true, true, true
+  end
+  for _, item in ipairs(model:linear_layers()) do
+    if names[item.layer.name:match "[^.]+$"] and layers[item.stage.index] then pairs_known = pairs_known + 1 end
+  end
+  if pairs_known ~= #adapter.modules then return sorted_keys(paths) end
+  local every = true
+  for _, stage in ipairs(model.stages) do every = every and (stage.kind ~= "block" or layers[stage.index] ~= nil) end
+  return sorted_keys(names), not every and sorted_keys(layers) or nil
 end
 
 -- adapter_config.json's content.
 function lora.config(model, adapter)
-  local names, layers, partial = {}, {}, false
-  local covered = {}
+  local targets, layers = selection(model, adapter)
+  local ranks, alphas = {}, {}
   for _, one in ipairs(adapter.modules) do
-    names[one.name:match "[^.]+$"], layers[one.index] = true, true
-    covered[one.index] = true
+    local key = "^" .. one.name:gsub("%.", "\\.")
+    if one.A:size(1) ~= adapter.rank then ranks[key] = one.A:size(1) end
+    if one.alpha ~= adapter.alpha then alphas[key] = one.alpha end
   end
-  for _, stage in ipairs(model.stages) do partial = partial or (stage.kind == "block" and not covered[stage.index]) end
   return {
     peft_type = "LORA", task_type = "CAUSAL_LM", r = adapter.rank, lora_alpha = adapter.alpha, lora_dropout = adapter.dropout,
-    target_modules = json.array(sorted_keys(names)), bias = "none", base_model_name_or_path = model.directory,
+    target_modules = json.array(targets), bias = "none", base_model_name_or_path = model.directory,
     fan_in_fan_out = false, inference_mode = true, use_rslora = adapter.rslora, use_dora = false, init_lora_weights = true,
-    layers_to_transform = partial and json.array(sorted_keys(layers)) or json.null,
-    layers_pattern = partial and "layers" or json.null, modules_to_save = json.null, rank_pattern = {}, alpha_pattern = {},
+    layers_to_transform = layers and json.array(layers) or json.null,
+    layers_pattern = layers and "layers" or json.null, modules_to_save = json.null, rank_pattern = ranks, alpha_pattern = alphas,
   }
 end
 
@@ -117,10 +154,52 @@ function lora.save(model, adapter, directory)
   return system.write_file(directory .. "/adapter_config.json", json.encode(lora.config(model, adapter), { pretty = true }) .. "\n")
 end
 
+local function present(value) return value ~= nil and value ~= json.null and value ~= false end
+
+-- What of PEFT's config changes the result beyond A, B and a scale; nil if nothing does.
 local function unsupported(config)
   if config.peft_type ~= "LORA" then return ("peft_type '%s'"):format(tostring(config.peft_type)) end
-  for _, key in ipairs { "use_dora", "fan_in_fan_out" } do if config[key] == true then return key end end
-  if config.bias and config.bias ~= "none" then return ("bias '%s'"):format(tostring(config.bias)) end
+  for _, key in ipairs { "use_dora", "use_qalora", "fan_in_fan_out", "lora_bias", "alora_invocation_tokens" } do
+    if present(config[key]) then return key end
+  end
+  for _, key in ipairs { "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters" } do
+    if present(config[key]) and next(config[key]) ~= nil then return key end
+  end
+  if present(config.bias) and config.bias ~= "none" then return ("bias '%s'"):format(tostring(config.bias)) end
+  local init = config.init_lora_weights -- these subtract from the base weights before training
+  if type(init) == "string" and (init:find "^pissa" or init == "olora" or init == "corda" or init == "loftq") then
+    return ("init_lora_weights '%s'"):format(init)
+  end
+end
+
+-- The value that a rank_pattern or alpha_pattern has for a layer, as PEFT matches its keys: a whole name, or a regular expression
+-- for the name's end. Returns nil where no key matches; or nil, message.
+local function pattern_value(pattern, name)
+  if type(pattern) ~= "table" then return nil end
+  local value
+  for _, key in ipairs(sorted_keys(pattern)) do
+    local hit, message = regex.match("^(?:.*\\.)?(?:" .. key .. ")$", name)
+    if hit == nil then return nil, message end
+    if hit then
+      if value and value ~= pattern[key] then return nil, ("several patterns with different values match '%s'"):format(name) end
+      value = pattern[key]
+    end
+  end
+  return value
+end
+
+-- What an adapter directory holds, for a plan, from the file's header: its largest rank, and its blocks as a set of numbers.
+-- Returns rank, set; or nil, message, code.
+function lora.extent(directory, model)
+  local store, message, code = stores.open(directory .. "/adapter_model.safetensors")
+  if not store then return nil, message, code end
+  local rank, blocks = 1, {}
+  for _, item in ipairs(model:linear_layers()) do
+    local info = store:info(PREFIX .. item.layer.name .. ".lora_A.weight")
+    if info then rank, blocks[item.stage.index] = math.max(rank, info.shape[1]), true end
+  end
+  store:close()
+  return rank, next(blocks) and blocks or nil
 end
 
 -- Reads an adapter directory (ours or PEFT's) and puts it on a loaded model. Returns the adapter, or nil, message, code.
@@ -132,15 +211,13 @@ function lora.load(model, directory)
   if not store then return nil, message, code end
   local refused = unsupported(config)
   if refused then store:close() return nil, ("%s: %s is not supported"):format(directory, refused), "unsupported" end
-  local rank_pattern = type(config.rank_pattern) == "table" and config.rank_pattern or {}
-  local alpha_pattern = type(config.alpha_pattern) == "table" and config.alpha_pattern or {}
   if type(config.lora_alpha) ~= "number" or type(config.r) ~= "number" then
     store:close()
     return nil, directory .. "/adapter_config.json: 'r' and 'lora_alpha' should be numbers", "format"
   end
   local adapter = { rank = config.r, alpha = config.lora_alpha, dropout = type(config.lora_dropout) == "number" and config.lora_dropout or 0,
     rslora = config.use_rslora == true, modules = {} }
-  local used, by_index, failure = {}, {}, nil
+  local used, failure = {}, nil
   local function read(name, shape, d)
     local info = store:info(name)
     if not info then return nil, ("%s: tensor '%s' is missing"):format(directory, name) end
@@ -159,15 +236,18 @@ function lora.load(model, directory)
       if one.A then one.B, failure = read(key .. ".lora_B.weight", layer.out, 1) end
       if one.A and one.B then
         tensors.keep(one.A, one.B)
-        local rank, last = one.A:size(1), layer.name:match "[^.]+$"
+        local rank = one.A:size(1)
         if one.B:size(2) ~= rank then failure = ("%s: A and B of '%s' have different ranks"):format(directory, layer.name) end
-        local alpha = alpha_pattern[layer.name] or alpha_pattern[last] or adapter.alpha
-        local expected = rank_pattern[layer.name] or rank_pattern[last] or adapter.rank
-        if rank ~= expected then failure = ("%s: '%s' has rank %d, the config says %d"):format(directory, layer.name, rank, expected) end
-        one.scale = alpha / (adapter.rslora and math.sqrt(rank) or rank)
+        local expected, bad_rank = pattern_value(config.rank_pattern, layer.name)
+        local alpha, bad_alpha = pattern_value(config.alpha_pattern, layer.name)
+        if bad_rank or bad_alpha then
+          failure = ("%s/adapter_config.json: %s: %s"):format(directory, bad_rank and "rank_pattern" or "alpha_pattern", bad_rank or bad_alpha)
+        end
+        expected, one.alpha = expected or adapter.rank, alpha or adapter.alpha
+        if rank ~= expected then failure = ("%s: '%s' has rank %d, the config says %s"):format(directory, layer.name, rank, tostring(expected)) end
+        one.scale = scale_of(one.alpha, rank, adapter.rslora)
         attach(model, layer, one)
         adapter.modules[#adapter.modules + 1] = one
-        by_index[item.stage.index] = true
       end
     end
   end

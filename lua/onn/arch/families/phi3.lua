@@ -3,6 +3,7 @@ return {
   name = "phi3",
   model_types = { "phi3" },
   base = "llama",
+  defaults = { eps = 1e-5, positions = 4096 },
   bias = function() return {} end,
   fused = { qkv = "self_attn.qkv_proj", gate_up = "mlp.gate_up_proj" },
   window = function(config) return config.sliding_window end,

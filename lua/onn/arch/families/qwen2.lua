@@ -3,6 +3,7 @@ return {
   name = "qwen2",
   model_types = { "qwen2" },
   base = "llama",
+  defaults = { positions = 32768 },
   bias = function() return { q = true, k = true, v = true } end,
   window = function(config, layer)
     if not config.use_sliding_window then return nil end

@@ -1,0 +1,51 @@
+-- Text from prompts: ids are decoded as they come, and stop strings are watched for across pieces.
+local chat = require "onn.chat"
+local generator = require "onn.generator"
+local stop = require "onn.stop"
+
+local completion = {}
+
+-- The ids (a Lua table) of a prompt: a text, or a list of messages {role, content} for the chat template.
+-- Returns nil, message, code where there is no template or nothing to begin with.
+function completion.encode(tokenizer, prompt)
+  local text, message, code = prompt
+  if type(prompt) == "table" then
+    local template
+    template, message, code = chat.template(tokenizer)
+    if not template then return nil, message, code end
+    text, message, code = chat.render(template, tokenizer, prompt, true)
+    if not text then return nil, message, code end
+  end
+  local ids = tokenizer:encode(text, { special = true, bos = type(prompt) == "string" }):totable()
+  if #ids == 0 then return nil, "the prompt is empty", "argument" end
+  return ids
+end
+
+-- Continues prompts (lists of ids) together. options: see onn.sampler; max_tokens; stop, a list of texts that end a sequence and
+-- are not part of it. show(sequence, piece) hears text as it comes. Returns the texts and generator.run's report.
+function completion.run(model, tokenizer, prompts, options, show)
+  local streams, watchers, texts = {}, {}, {}
+  for s, ids in ipairs(prompts) do streams[s], watchers[s], texts[s] = tokenizer:stream(ids), stop.watch(options.stop or {}), {} end
+  local function give(s, text)
+    if text == "" then return end
+    texts[s][#texts[s] + 1] = text
+    if show then show(s, text) end
+  end
+  local report = generator.run(model, prompts, stop.ids(model, tokenizer), options, function(s, id)
+    local text, ended = watchers[s].push(streams[s]:push(id))
+    give(s, text)
+    watchers[s].ended = ended
+    return ended
+  end)
+  for s in ipairs(prompts) do
+    if not watchers[s].ended then
+      local text, ended = watchers[s].push(streams[s]:finish())
+      give(s, text)
+      if not ended then give(s, watchers[s].finish()) end
+    end
+    texts[s] = table.concat(texts[s])
+  end
+  return texts, report
+end
+
+return completion
