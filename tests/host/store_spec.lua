@@ -187,13 +187,12 @@ describe("a safetensors file", function()
       local _, out = shell(("ulimit -v %d && OMP_NUM_THREADS=1 %s %s %s"):format(limit, quote(support.onn), quote(script), quote(huge)))
       return out:match "^(%a+)%s+(%d+)%s+(.*)\n$"
     end
-    local code, grown, message
     if not sanitized then
-      code, grown, message = open(500000)
+      local code, _, message = open(500000)
       assert.equal("memory", code)
       assert.matches("huge%.safetensors: out of memory for 16777%d+ bytes of JSON", message)
     end
-    code, grown, message = open(2 ^ 40)
+    local code, grown, message = open(2 ^ 40)
     assert.equal("format", code, message)
     assert.matches("more than 8 dimensions", message)
     assert.is_true(tonumber(grown) < 50 * 2 ^ 24, grown)

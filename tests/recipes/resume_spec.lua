@@ -338,7 +338,8 @@ describe("a signal", function()
   end)
 
   it("of a pipe that broke is quiet, and saves", function()
-    local status, out, err = shell(("{ env %s 2>&1; echo $? >%s; } | head -n 6"):format(command("pipe", long .. " --eval-every 1 --eval " .. quote(rows)), quote(folder .. "/status")))
+    local status, out, err = shell(("{ env %s 2>&1; echo $? >%s; } | head -n 6"):format(command("pipe", long .. " --eval-every 1 --eval " .. quote(rows)),
+      quote(folder .. "/status")))
     assert.equal(0, status)
     assert.equal("", err)
     assert.equal(6, select(2, out:gsub("\n", "")))
