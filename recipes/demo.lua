@@ -18,7 +18,7 @@ local opt = cli.parse {
     { "stories", type = "integer", default = 3000, min = 48, help = "stories to make" },
     { "steps", type = "integer", default = 1000, min = 1, help = "updates of pretraining" },
     { "epochs", type = "integer", default = 12, min = 1, help = "passes of fine-tuning over the questions" },
-    { "budget", type = "duration", default = 20, min = 1, help = "what `optimize` may take" },
+    { "budget", type = "duration", default = 20, min = 2, help = "what `optimize` may take" },
   },
 }
 
@@ -44,7 +44,10 @@ end
 
 -- Ends the demo as the recipe under it ended, with nothing half-made left.
 local function ended(status, signal, message, unfinished)
-  if unfinished then system.remove_tree(unfinished) end
+  if unfinished and system.exists(unfinished) then
+    system.remove_tree(unfinished)
+    cli.note("%s was not finished and is removed; the next run begins it again", unfinished)
+  end
   if signal > 0 then status = 128 + signal end
   if message and message ~= "" then io.stderr:write(message) end
   os.exit(status)
