@@ -33,7 +33,8 @@ static void logits_run(const Head *h, int64_t rows, int64_t j, int64_t origin, f
         int64_t n = least(BLOCK_ROWS, rows - i * BLOCK_ROWS);
         if (more > 0)
             side_prefetch(side_at(side_matrix(h->w, 0), later, 0), more, h->width, i, count_of(rows, BLOCK_ROWS));
-        KERNEL(block_product)(block, 0, h->a + i * a_words, own, panel_steps(h->width, h->pairs), n, cols, h->pairs);
+        Factors part = {h->a + i * a_words, own, panel_steps(h->width, h->pairs)};
+        KERNEL(block_product)(block, 0, &part, 1, n, cols, h->pairs);
         for (int64_t r = 0; r < n; r++) {
             float *to = h->logits + (i * BLOCK_ROWS + r) * h->step + col - origin;
             for (int k = 0; k < BLOCK_COLS; k += LANES) /* step leaves room for a whole panel */
@@ -105,7 +106,8 @@ static void dx_run(const Head *h, int64_t first, int64_t rows, int64_t j, int64_
         if (more > 0)
             side_prefetch(side_at(side_matrix(h->w, 1), col, to), cols, more, i, blocks);
         float *block = h->sums + (j * count_of(TILE, BLOCK_ROWS) + i) * BLOCK_ROWS * BLOCK_COLS;
-        KERNEL(block_product)(block, from > 0, h->a + i * a_words, own, panel_steps(to - from, h->pairs), n, cols, h->pairs);
+        Factors part = {h->a + i * a_words, own, panel_steps(to - from, h->pairs)};
+        KERNEL(block_product)(block, from > 0, &part, 1, n, cols, h->pairs);
         for (int64_t r = 0; r < n && to == h->vocabulary; r++) {
             void *row = row_at(h->dx, first + i * BLOCK_ROWS + r);
             int64_t k = 0;
@@ -126,6 +128,7 @@ static void rows_pack(const Head *h, Side from, int64_t rows, int64_t depth, int
 /* Tokens first..first + rows, by the whole team. */
 static void tile_run(const Head *h, int64_t first, int64_t rows, float *own) {
     int whole = h->dx || h->dw;
+    blocks_begin();
     rows_pack(h, side_at(side_rows(h->x), first, 0), rows, h->width, panel_words(BLOCK_ROWS, h->width, h->pairs));
     for (int64_t cut = 0; cut < h->vocabulary; cut += CUT) {
         int64_t end = least(cut + CUT, h->vocabulary), origin = whole ? 0 : cut;
@@ -150,6 +153,7 @@ static void tile_run(const Head *h, int64_t first, int64_t rows, float *own) {
         for (int64_t j = 0; j < count_of(h->width, BLOCK_COLS); j++)
             dx_run(h, first, rows, j, cut, end, own);
     }
+    blocks_end();
 }
 
 static Status weights_run(const Head *h, int64_t first, int64_t rows) {

@@ -6,6 +6,10 @@
 
 #include "isa.h"
 
+#ifdef __AMX_BF16__
+#include <immintrin.h>
+#endif
+
 #if defined(__AMX_BF16__)
 enum { BLOCK_ROWS = 32, BLOCK_VECS = 2, PAIR_STEPS = 16 }; /* two by two tiles; a tile is 16 pairs deep */
 #elif defined(__AVX512F__)
@@ -58,8 +62,28 @@ static inline int64_t panel_words(int width, int64_t depth, int pairs) {
  * step, are 0. */
 void KERNEL(panel_pack)(float *to, Panel panel, Side from, int64_t lines, int64_t depth, int pairs);
 
-/* block_product() : c (BLOCK_ROWS x BLOCK_COLS) = (keep ? c : 0) + a b; what lies past `rows` and `cols` may be left as it is. */
-void KERNEL(block_product)(float *c, int keep, const float *a, const float *b, int64_t steps, int64_t rows, int64_t cols, int pairs);
+/* blocks_begin(), blocks_end() : around all block_product() calls of one thread in one parallel region. */
+#ifdef __AMX_BF16__
+static inline void blocks_begin(void) {
+    static const struct { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; } eight
+        __attribute__((aligned(64))) = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    _tile_loadconfig(&eight);
+}
+static inline void blocks_end(void) { _tile_release(); }
+#else
+static inline void blocks_begin(void) {}
+static inline void blocks_end(void) {}
+#endif
+
+/* A product's part: panels a and b, `steps` deep. */
+typedef struct Factors {
+    const float *a, *b;
+    int64_t steps;
+} Factors;
+
+/* block_product() : c (BLOCK_ROWS x BLOCK_COLS) = (keep ? c : 0) + each of `count` parts, one chain of sums through them in order;
+ * what lies past `rows` and `cols` may be left as it is. */
+void KERNEL(block_product)(float *c, int keep, const Factors *parts, int count, int64_t rows, int64_t cols, int pairs);
 
 /* Brings share `i` of `of` of a panel's source near, while blocks are computed. */
 static inline void side_prefetch(Side s, int64_t lines, int64_t depth, int64_t i, int64_t of) {

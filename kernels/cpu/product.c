@@ -3,14 +3,19 @@
 
 #include <omp.h>
 
-/* Rows whose panels are made at once. It bounds scratch (rows x depth) and how often b is packed again; it changes no bit. */
-enum { ROWS_AT_ONCE = 64 * BLOCK_ROWS };
+enum {
+    /* Words of a's panels that are made at once: they stay in the second cache while all of b passes by. */
+    WORDS_AT_ONCE = 1 << 18,
+    LEAST_ROWS = 4 * BLOCK_ROWS,
+    /* Depth of b's piece that meets these rows before the next: with a's it stays in the nearest cache. Neither changes a bit. */
+    DEPTH_AT_ONCE = 320
+};
 
 typedef struct Job {
     const Product *p;
     const LowRank *low;
     int pairs;
-    int64_t steps, rank_steps, a_words, h_words, panels, left_panels;
+    int64_t rank_steps, a_words, h_words, panels, left_panels;
     float *a, *h, *left; /* packed: a and h for the rows at once, left for the whole call */
 } Job;
 
@@ -27,15 +32,20 @@ static void block_store(const float *block, void *c, Dtype dtype, int64_t step, 
     }
 }
 
-/* What the chain of sums starts from: the scaled low-rank part, the bias, the old value. */
-static void block_start(float *block, const Product *p, const void *c, int64_t col, int64_t rows, int64_t cols, float scale) {
+static void block_scale(float *block, float scale) {
+    for (int64_t k = 0; k < BLOCK_ROWS * BLOCK_COLS && scale != 1; k += LANES)
+        vec_store(block + k, vec_load(block + k) * scale);
+}
+
+/* What the chain of sums starts from: the bias and the old value. */
+static void block_start(float *block, const Product *p, const void *c, int64_t col, int64_t rows, int64_t cols) {
     for (int64_t i = 0; i < rows; i++) {
         const void *row = (const char *)c + i * p->step * (int64_t)dtype_size(p->dtype);
         for (int64_t j = 0; j < cols; j += LANES) {
             int64_t n = cols - j;
-            Vec v = vec_load(block + i * BLOCK_COLS + j) * scale;
+            Vec v = {0};
             if (p->bias)
-                v += n >= LANES ? vec_load(p->bias + col + j) : vec_get_part(p->bias + col, F32, j, n);
+                v = n >= LANES ? vec_load(p->bias + col + j) : vec_get_part(p->bias + col, F32, j, n);
             if (p->add)
                 v += n >= LANES ? vec_get(row, p->dtype, j) : vec_get_part(row, p->dtype, j, n);
             vec_store(block + i * BLOCK_COLS + j, v);
@@ -43,13 +53,13 @@ static void block_start(float *block, const Product *p, const void *c, int64_t c
     }
 }
 
-/* Packs block i of the rows from `first`, and makes its part of h. `own` holds a panel of the adapter's own input. */
+/* Packs block i of the rows from `first`, and makes its part of h. `own` holds a panel of the adapter's own input, then scaled h. */
 static void rows_prepare(const Job *job, int64_t first, int64_t i, float *own) {
     const Product *p = job->p;
     const LowRank *low = job->low;
     int64_t row = first + i * BLOCK_ROWS, rows = least(BLOCK_ROWS, p->rows - row);
     float block[BLOCK_ROWS * BLOCK_COLS] __attribute__((aligned(64)));
-    float *a = job->a + i * job->a_words;
+    float *a = job->a + i * job->a_words, *scaled = own + job->a_words;
     int same = low && low->low.data == p->a.data;
     if (p->c || same)
         KERNEL(panel_pack)(a, LEFT, side_at(p->a, row, 0), p->rows - row, p->depth, job->pairs);
@@ -58,63 +68,80 @@ static void rows_prepare(const Job *job, int64_t first, int64_t i, float *own) {
     if (!same)
         KERNEL(panel_pack)(own, LEFT, side_at(low->low, row, 0), p->rows - row, p->depth, job->pairs);
     Dtype dtype = low->low.dtype;
-    char *h = (char *)low->h + row * low->h_step * (int64_t)dtype_size(dtype);
+    int64_t size = (int64_t)dtype_size(dtype);
+    char *h = (char *)low->h + row * low->h_step * size;
     for (int64_t j = 0; j < job->left_panels; j++) {
-        int64_t cols = least(BLOCK_COLS, low->rank - j * BLOCK_COLS);
-        KERNEL(block_product)(block, 0, same ? a : own, job->left + j * panel_words(BLOCK_COLS, p->depth, job->pairs), job->steps, rows,
-                              cols, job->pairs);
-        for (int64_t k = 0; k < rows * BLOCK_COLS; k += LANES)
-            vec_store(block + k, vec_load(block + k) * low->left_scale);
-        block_store(block, h + j * BLOCK_COLS * (int64_t)dtype_size(dtype), dtype, low->h_step, rows, cols);
+        int64_t col = j * BLOCK_COLS, cols = least(BLOCK_COLS, low->rank - col);
+        Factors part = {same ? a : own, job->left + j * panel_words(BLOCK_COLS, p->depth, job->pairs), panel_steps(p->depth, job->pairs)};
+        KERNEL(block_product)(block, 0, &part, 1, rows, cols, job->pairs);
+        block_scale(block, low->left_scale);
+        block_store(block, h + col * size, dtype, low->h_step, rows, cols);
+        block_scale(block, low->right_scale);
+        block_store(block, (char *)scaled + col * size, dtype, low->rank, rows, cols);
     }
     if (p->c)
-        KERNEL(panel_pack)(job->h + i * job->h_words, LEFT, (Side){h, dtype, low->h_step, 1}, rows, low->rank, job->pairs);
+        KERNEL(panel_pack)(job->h + i * job->h_words, LEFT, (Side){scaled, dtype, low->rank, 1}, rows, low->rank, job->pairs);
 }
 
-/* Blocks from..to (counted from row `first`) of column panel j. `own` holds the panel of b, then that of the low rank. */
+/* Blocks from..to (counted from row `first`) of column panel j: cut by cut of the depth, every block's chain goes on where it was.
+ * `own` holds the piece of b, the low rank's panel and, if the depth has several cuts, the blocks. */
 static void panel_run(const Job *job, int64_t first, int64_t from, int64_t to, int64_t j, float *own) {
     const Product *p = job->p;
     const LowRank *low = job->low;
     int64_t col = j * BLOCK_COLS, cols = least(BLOCK_COLS, p->cols - col), size = (int64_t)dtype_size(p->dtype);
-    float block[BLOCK_ROWS * BLOCK_COLS] __attribute__((aligned(64)));
-    float *right = own + panel_words(BLOCK_COLS, p->depth, job->pairs);
-    int starts = p->bias || p->add || (low && !p->apart);
-    KERNEL(panel_pack)(own, RIGHT, side_at(p->b, col, 0), p->cols - col, p->depth, job->pairs);
+    float single[BLOCK_ROWS * BLOCK_COLS] __attribute__((aligned(64)));
+    float *right = own + panel_words(BLOCK_COLS, DEPTH_AT_ONCE, job->pairs), *blocks = right + panel_words(BLOCK_COLS, low ? low->rank : 0, job->pairs);
+    Side next = side_at(p->b, col + omp_get_num_threads() * BLOCK_COLS, 0);
+    int64_t next_lines = least(BLOCK_COLS, p->cols - col - omp_get_num_threads() * BLOCK_COLS);
     if (low)
         KERNEL(panel_pack)(right, RIGHT, side_at(low->right, col, 0), p->cols - col, low->rank, job->pairs);
-    for (int64_t i = from; i < to; i++) {
-        int64_t row = first + i * BLOCK_ROWS, rows = least(BLOCK_ROWS, p->rows - row);
-        char *c = (char *)p->c + (row * p->step + col) * size;
-        float scale = 0;
-        if (starts && !low)
-            memset(block, 0, sizeof block);
-        if (low) {
-            KERNEL(block_product)(block, 0, job->h + i * job->h_words, right, job->rank_steps, rows, cols, job->pairs);
-            scale = low->right_scale;
+    for (int64_t cut = 0; cut == 0 || cut < p->depth; cut += DEPTH_AT_ONCE) {
+        int64_t depth = least(DEPTH_AT_ONCE, p->depth - cut), a_at = panel_steps(cut, job->pairs) * BLOCK_ROWS;
+        KERNEL(panel_pack)(own, RIGHT, side_at(p->b, col, cut), p->cols - col, depth, job->pairs);
+        for (int64_t i = from; i < to; i++) {
+            int64_t row = first + i * BLOCK_ROWS, rows = least(BLOCK_ROWS, p->rows - row);
+            char *c = (char *)p->c + (row * p->step + col) * size;
+            float *block = p->depth > DEPTH_AT_ONCE ? blocks + (i - from) * BLOCK_ROWS * BLOCK_COLS : single;
+            Factors parts[2] = {{job->a + i * job->a_words + a_at, own, panel_steps(depth, job->pairs)}};
+            int count = 1, keep = cut > 0;
+            if (next_lines > 0)
+                side_prefetch(side_at(next, 0, cut), next_lines, depth, i - from, to - from);
+            if (cut == 0 && low) {
+                Factors part = {job->h + i * job->h_words, right, job->rank_steps};
+                if (p->apart) {
+                    KERNEL(block_product)(block, 0, &part, 1, rows, cols, job->pairs);
+                    block_store(block, (char *)p->apart + (row * p->apart_step + col) * size, p->dtype, p->apart_step, rows, cols);
+                } else {
+                    parts[1] = parts[0], parts[0] = part;
+                    count = 2;
+                }
+            }
+            if (cut == 0 && (p->bias || p->add)) {
+                block_start(block, p, c, col, rows, cols);
+                keep = 1;
+            }
+            KERNEL(block_product)(block, keep, parts, count, rows, cols, job->pairs);
+            if (cut + depth == p->depth)
+                block_store(block, c, p->dtype, p->step, rows, cols);
         }
-        if (p->apart) {
-            for (int64_t k = 0; k < rows * BLOCK_COLS; k += LANES)
-                vec_store(block + k, vec_load(block + k) * scale);
-            block_store(block, (char *)p->apart + (row * p->apart_step + col) * size, p->dtype, p->apart_step, rows, cols);
-            memset(block, 0, sizeof block);
-        }
-        if (starts)
-            block_start(block, p, c, col, rows, cols, scale);
-        KERNEL(block_product)(block, starts, job->a + i * job->a_words, own, job->steps, rows, cols, job->pairs);
-        block_store(block, c, p->dtype, p->step, rows, cols);
     }
 }
 
 Status KERNEL(product)(const Product *p) {
     const LowRank *low = p->low_rank;
     int pairs = sides_pair(p->a.dtype, p->b.dtype), threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-    int64_t at_once = least(count_of(p->rows, BLOCK_ROWS), ROWS_AT_ONCE / BLOCK_ROWS), rank = low ? low->rank : 0;
+    int64_t at_once = WORDS_AT_ONCE / (panel_steps(p->depth, pairs) + 1) / BLOCK_ROWS, rank = low ? low->rank : 0;
+    at_once = least(count_of(p->rows, BLOCK_ROWS), at_once > LEAST_ROWS / BLOCK_ROWS ? at_once : LEAST_ROWS / BLOCK_ROWS);
     if (!p->rows || (p->c && !p->cols))
         return OK;
-    Job job = {.p = p, .low = low, .pairs = pairs, .steps = panel_steps(p->depth, pairs), .rank_steps = panel_steps(rank, pairs),
+    Job job = {.p = p, .low = low, .pairs = pairs, .rank_steps = panel_steps(rank, pairs),
                .a_words = panel_words(BLOCK_ROWS, p->depth, pairs), .h_words = panel_words(BLOCK_ROWS, rank, pairs),
                .panels = p->c ? count_of(p->cols, BLOCK_COLS) : 0, .left_panels = count_of(rank, BLOCK_COLS)};
-    int64_t wide = panel_words(BLOCK_COLS, p->depth, pairs), own_words = wide + panel_words(BLOCK_COLS, rank, pairs);
+    int64_t wide = panel_words(BLOCK_COLS, p->depth, pairs);
+    int64_t own_words = panel_words(BLOCK_COLS, DEPTH_AT_ONCE, pairs) + panel_words(BLOCK_COLS, rank, pairs) +
+                        (p->depth > DEPTH_AT_ONCE ? at_once * BLOCK_ROWS * BLOCK_COLS : 0);
+    int64_t prepare_words = low ? job.a_words + (BLOCK_ROWS * rank + 15) / 16 * 16 : 0;
+    own_words = own_words > prepare_words ? own_words : prepare_words;
     int64_t words = at_once * (job.a_words + job.h_words) + job.left_panels * wide + threads * own_words;
     size_t bytes = (size_t)words * sizeof(float);
     float *scratch = scratch_alloc(bytes);
@@ -127,14 +154,15 @@ Status KERNEL(product)(const Product *p) {
 #pragma omp parallel
     {
         float *own = owned + omp_get_thread_num() * own_words;
+        blocks_begin();
         if (low) {
 #pragma omp for schedule(static)
             for (int64_t j = 0; j < job.left_panels; j++)
                 KERNEL(panel_pack)(job.left + j * wide, RIGHT, side_at(low->left, j * BLOCK_COLS, 0),
                                    rank - j * BLOCK_COLS, p->depth, pairs);
         }
-        for (int64_t first = 0; first < p->rows; first += ROWS_AT_ONCE) {
-            int64_t blocks = count_of(least(ROWS_AT_ONCE, p->rows - first), BLOCK_ROWS);
+        for (int64_t first = 0; first < p->rows; first += at_once * BLOCK_ROWS) {
+            int64_t blocks = count_of(least(at_once * BLOCK_ROWS, p->rows - first), BLOCK_ROWS);
             /* Enough pieces for the threads to end together, without packing b's panels too often. */
             int64_t groups = job.panels ? least(count_of(blocks, 8), count_of(8 * threads, job.panels)) : 0, items = job.panels * groups;
 #pragma omp for schedule(dynamic)
@@ -146,6 +174,7 @@ Status KERNEL(product)(const Product *p) {
                 panel_run(&job, first, blocks * g / groups, blocks * (g + 1) / groups, i / groups, own);
             }
         }
+        blocks_end();
     }
     scratch_free(scratch, bytes);
     return OK;
@@ -173,6 +202,7 @@ Status KERNEL(token_sum)(const TokenSum *sum, const int32_t *tiles, int64_t coun
     {
         float *own = scratch + TILES_AT_ONCE * kept_panels * kept_words + omp_get_thread_num() * run_words;
         float block[BLOCK_ROWS * BLOCK_COLS] __attribute__((aligned(64)));
+        blocks_begin();
         for (int64_t first = 0; first < count; first += TILES_AT_ONCE) {
             int64_t some = least(TILES_AT_ONCE, count - first);
 #pragma omp for schedule(static)
@@ -190,7 +220,8 @@ Status KERNEL(token_sum)(const TokenSum *sum, const int32_t *tiles, int64_t coun
                         const float *other = scratch + (t * kept_panels + j) * kept_words;
                         int64_t row = swap ? line : j * kept_width, col = swap ? j * kept_width : line;
                         int64_t rows = least(BLOCK_ROWS, sum->rows - row), cols = least(BLOCK_COLS, sum->cols - col);
-                        KERNEL(block_product)(block, 0, swap ? own : other, swap ? other : own, panel_steps(depth, pairs), rows, cols, pairs);
+                        Factors part = {swap ? own : other, swap ? other : own, panel_steps(depth, pairs)};
+                        KERNEL(block_product)(block, 0, &part, 1, rows, cols, pairs);
                         for (int64_t r = 0; r < rows; r++) {
                             float *c = sum->c + (row + r) * sum->step + col;
                             const float *from = block + r * BLOCK_COLS;
@@ -203,6 +234,7 @@ Status KERNEL(token_sum)(const TokenSum *sum, const int32_t *tiles, int64_t coun
                     }
                 }
         }
+        blocks_end();
     }
     scratch_free(scratch, bytes);
     return OK;

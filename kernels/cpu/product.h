@@ -4,7 +4,7 @@
 
 #include "panel.h"
 
-/* A low-rank part: h = left_scale * low left^T, rounded to h's dtype; then right_scale * h right^T. */
+/* A low-rank part: h = left_scale * low left^T, rounded to h's dtype; c gets right_scale * h right^T, right_scale * h rounded once too. */
 typedef struct LowRank {
     Side low, left, right; /* (rows, depth), (rank, depth), (cols, rank) */
     int64_t rank;
