@@ -277,7 +277,7 @@ Status dnnl_conv_backward_weights(View *dw, const View *dy, const View *x, const
     for (int64_t p = 0; p < cut.pieces; p++) {
         int64_t in = piece_in(&cut, p), out = piece_out(&cut, p);
         const Entry *e = p + 1 < cut.pieces ? cut.whole : cut.last;
-        float *sum = (float *)dw->data + out * w_out, *part = (float *)own_scratch(&cut);
+        float *sum = (float *)dw->data + out * w_out, *part = (float *)(void *)own_scratch(&cut);
         char *pad = (char *)part + (dnnl_memory_desc_get_size(&cut.whole->w) + 63) / 64 * 64;
         for (int64_t image = 0; image < x->shape[0]; image++) {
             dnnl_status_t got = execute(e, (float *)x->data + (image * x->shape[1] + in) * x_plane, part, NULL,

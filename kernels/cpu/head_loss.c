@@ -156,12 +156,11 @@ static void tile_run(const Head *h, int64_t first, int64_t rows, float *own) {
     blocks_end();
 }
 
-static Status weights_run(const Head *h, int64_t first, int64_t rows) {
+/* The gradient of the weights from the tile's tokens: rows of dlogits, which lie in `logits`. */
+static TokenSum weights_sum(const Head *h, int64_t first) {
     Side g = gradients(h);
-    int32_t tile[2] = {0, (int32_t)rows};
-    TokenSum sum = {.c = h->dw->data, .rows = h->vocabulary, .cols = h->width, .step = h->width, .a = {g.data, g.dtype, 1, g.step},
-                    .b = side_at(side_columns(h->x), 0, first), .scale = 1};
-    return KERNEL(token_sum)(&sum, tile, 1);
+    return (TokenSum){.c = h->dw->data, .rows = h->vocabulary, .cols = h->width, .step = h->width, .a = {g.data, g.dtype, 1, g.step},
+                      .b = side_at(side_columns(h->x), 0, first), .scale = 1};
 }
 
 /* 1 if no token of the tile has a label; then its losses and gradients are zeros. */
@@ -190,8 +189,14 @@ Status KERNEL(head_loss)(View *nll, View *dx, View *dw, const View *x, const Vie
     Status status = tiles_make(&tiles, &count, &tile_bytes, starts, view_rows(x));
     if (status != OK)
         return status;
-    float *scratch = scratch_alloc(bytes), *owned;
-    if (!scratch) {
+    size_t sum_bytes = 0;
+    if (dw) {
+        TokenSum sum = weights_sum(&h, 0);
+        sum_bytes = KERNEL(token_sum_bytes)(&sum);
+    }
+    float *scratch = scratch_alloc(bytes), *sum_scratch = scratch && dw ? scratch_alloc(sum_bytes) : NULL, *owned;
+    if (!scratch || (dw && !sum_scratch)) {
+        scratch_free(scratch, bytes);
         scratch_free(tiles, tile_bytes);
         return ERR_MEMORY;
     }
@@ -202,16 +207,19 @@ Status KERNEL(head_loss)(View *nll, View *dx, View *dw, const View *x, const Vie
     h.total = h.most + TILE;
     h.target = h.total + TILE;
     owned = h.target + 2 * TILE;
-    for (int64_t t = 0; t < count && status == OK; t++) {
+    for (int64_t t = 0; t < count; t++) {
         int64_t first = tiles[t], rows = tiles[t + 1] - first;
         if (tile_empty(&h, first, rows))
             continue;
 #pragma omp parallel
         tile_run(&h, first, rows, owned + omp_get_thread_num() * own_words);
-        if (dw)
-            status = weights_run(&h, first, rows);
+        if (dw) {
+            TokenSum sum = weights_sum(&h, first);
+            KERNEL(token_sum)(&sum, (const int32_t[]){0, (int32_t)rows}, 1, sum_scratch);
+        }
     }
+    scratch_free(sum_scratch, sum_bytes);
     scratch_free(scratch, bytes);
     scratch_free(tiles, tile_bytes);
-    return status;
+    return OK;
 }

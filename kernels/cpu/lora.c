@@ -10,9 +10,13 @@ Status KERNEL(lora_backward)(View *da, View *db, const View *dh, const View *dy,
         return status;
     TokenSum a = {.c = da->data, .rows = rank, .cols = in, .step = in, .a = side_columns(dh), .b = side_columns(lora->x), .scale = 1};
     TokenSum b = {.c = db->data, .rows = out, .cols = rank, .step = rank, .a = side_columns(dy), .b = side_columns(h), .scale = lora->scale};
-    status = KERNEL(token_sum)(&a, tiles, count);
-    if (status == OK)
-        status = KERNEL(token_sum)(&b, tiles, count);
+    size_t for_a = KERNEL(token_sum_bytes)(&a), for_b = KERNEL(token_sum_bytes)(&b), most = for_a > for_b ? for_a : for_b;
+    float *scratch = scratch_alloc(most);
+    if (scratch) {
+        KERNEL(token_sum)(&a, tiles, count, scratch);
+        KERNEL(token_sum)(&b, tiles, count, scratch);
+    }
+    scratch_free(scratch, most);
     scratch_free(tiles, bytes);
-    return status;
+    return scratch ? OK : ERR_MEMORY;
 }

@@ -184,20 +184,25 @@ Status KERNEL(product)(const Product *p) {
 
 enum { TILES_AT_ONCE = 8 };
 
-Status KERNEL(token_sum)(const TokenSum *sum, const int32_t *tiles, int64_t count) {
-    int pairs = sides_pair(sum->a.dtype, sum->b.dtype), threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-    /* The side with fewer lines is packed for several tiles at once; the threads share out the other's lines. */
-    int swap = sum->cols < sum->rows;
+/* The side with fewer lines is packed for several tiles at once; the threads share out the other's lines. */
+static inline int sum_swaps(const TokenSum *sum) { return sum->cols < sum->rows; }
+
+size_t KERNEL(token_sum_bytes)(const TokenSum *sum) {
+    int pairs = sides_pair(sum->a.dtype, sum->b.dtype), swap = sum_swaps(sum), threads = omp_in_parallel() ? 1 : omp_get_max_threads();
+    int kept_width = panel_width(swap ? RIGHT : LEFT), run_width = panel_width(swap ? LEFT : RIGHT);
+    int64_t kept_panels = count_of(swap ? sum->cols : sum->rows, kept_width);
+    return (size_t)(TILES_AT_ONCE * kept_panels * panel_words(kept_width, TILE, pairs) + threads * panel_words(run_width, TILE, pairs)) *
+           sizeof(float);
+}
+
+void KERNEL(token_sum)(const TokenSum *sum, const int32_t *tiles, int64_t count, float *scratch) {
+    int pairs = sides_pair(sum->a.dtype, sum->b.dtype), swap = sum_swaps(sum);
     Side kept = swap ? sum->b : sum->a, run = swap ? sum->a : sum->b;
     Panel kept_panel = swap ? RIGHT : LEFT, run_panel = swap ? LEFT : RIGHT;
     int kept_width = panel_width(kept_panel), run_width = panel_width(run_panel);
     int64_t kept_lines = swap ? sum->cols : sum->rows, run_lines = swap ? sum->rows : sum->cols;
     int64_t kept_panels = count_of(kept_lines, kept_width), run_panels = count_of(run_lines, run_width);
     int64_t kept_words = panel_words(kept_width, TILE, pairs), run_words = panel_words(run_width, TILE, pairs);
-    size_t bytes = (size_t)(TILES_AT_ONCE * kept_panels * kept_words + threads * run_words) * sizeof(float);
-    float *scratch = scratch_alloc(bytes);
-    if (!scratch)
-        return ERR_MEMORY;
 #pragma omp parallel
     {
         float *own = scratch + TILES_AT_ONCE * kept_panels * kept_words + omp_get_thread_num() * run_words;
@@ -236,6 +241,4 @@ Status KERNEL(token_sum)(const TokenSum *sum, const int32_t *tiles, int64_t coun
         }
         blocks_end();
     }
-    scratch_free(scratch, bytes);
-    return OK;
 }

@@ -28,14 +28,18 @@ typedef struct Product {
 } Product;
 Status KERNEL(product)(const Product *p);
 
-/* c (rows, cols) f32 += scale * a^T b, tile by tile of tokens: each tile's sum starts from zero, then is added. */
+/* c (rows, cols) f32 += scale * a^T b, tile by tile of tokens: each tile's sum starts from zero, then is added. The caller takes
+ * the scratch, so that it can take all it needs before the first of several sums is added to anything. */
 typedef struct TokenSum {
     float *c;
     int64_t rows, cols, step;
     Side a, b; /* lines are c's rows and c's columns, the depth is the tokens */
     float scale;
 } TokenSum;
-Status KERNEL(token_sum)(const TokenSum *sum, const int32_t *tiles, int64_t count);
+size_t KERNEL(token_sum_bytes)(const TokenSum *sum);
+void KERNEL(token_sum)(const TokenSum *sum, const int32_t *tiles, int64_t count, float *scratch);
+/* y (width) f32 += sum over the rows of x, by the same tiles. */
+void KERNEL(row_sum)(View *y, const View *x, const int32_t *tiles, int64_t count);
 
 /* A view's rows as lines of depth `width`, or its columns as lines over its rows. */
 static inline Side side_rows(const View *v) { return (Side){v->data, v->dtype, view_step(v), 1}; }

@@ -1,6 +1,7 @@
 /* Reductions over rows and over tokens, in orders that do not depend on the number of threads. */
 #include <math.h>
 
+#include "product.h"
 #include "vecmath.h"
 
 static float row_sum(const void *row, Dtype dtype, int64_t n) {
@@ -55,13 +56,8 @@ Status KERNEL(reduce)(View *y, const View *x, ReduceOp op) {
     return OK;
 }
 
-Status KERNEL(sum_rows)(View *y, const View *x, const View *starts) {
-    int32_t *tiles;
-    int64_t count, width = view_width(x), blocks = (width + LANES - 1) / LANES;
-    size_t bytes;
-    Status status = tiles_make(&tiles, &count, &bytes, starts, view_rows(x));
-    if (status != OK)
-        return status;
+void KERNEL(row_sum)(View *y, const View *x, const int32_t *tiles, int64_t count) {
+    int64_t width = view_width(x), blocks = (width + LANES - 1) / LANES;
     float *sum = y->data;
 #pragma omp parallel for if (view_count(x) >= 1 << 15)
     for (int64_t block = 0; block < blocks; block++) {
@@ -74,6 +70,16 @@ Status KERNEL(sum_rows)(View *y, const View *x, const View *starts) {
             vec_put_part(sum, F32, i, n, total + part);
         }
     }
+}
+
+Status KERNEL(sum_rows)(View *y, const View *x, const View *starts) {
+    int32_t *tiles;
+    int64_t count;
+    size_t bytes;
+    Status status = tiles_make(&tiles, &count, &bytes, starts, view_rows(x));
+    if (status != OK)
+        return status;
+    KERNEL(row_sum)(y, x, tiles, count);
     scratch_free(tiles, bytes);
     return OK;
 }

@@ -78,7 +78,8 @@ end
 -- A case: tokens cut from wider tensors, so that heads are strided in the token dimension.
 local function case(heads, kv_heads, size, causal, window, q_starts, k_starts)
   k_starts = k_starts or q_starts
-  return { heads = heads, kv_heads = kv_heads, size = size, causal = causal, window = window, q_starts = q_starts, k_starts = k_starts, scale = size ^ -0.5 }
+  return { heads = heads, kv_heads = kv_heads, size = size, causal = causal, window = window, q_starts = q_starts, k_starts = k_starts,
+    scale = size ^ -0.5 }
 end
 
 local function operands(o, dtype)
@@ -242,7 +243,8 @@ describe("attention of one query against a cache", function()
               else
                 local o = case(heads[1], heads[2], size, true, window, { 0, 1 }, { 0, n })
                 o.scale = 0.2
-                local want = attention(flat(q:narrow(1, s, 1)), flat(k:select(1, s):narrow(1, 1, n)), flat(v:select(1, s):narrow(1, 1, n)), o)
+                local want = attention(flat(q:narrow(1, s, 1)), flat(k:select(1, s):narrow(1, 1, n)),
+                  flat(v:select(1, s):narrow(1, 1, n)), o)
                 near(y:narrow(1, s, 1), want, nil, 3e-6, "decode")
               end
             end
@@ -257,7 +259,8 @@ describe("attention of one query against a cache", function()
       local q, k, v = random(dtype, { 3, 6, 80 }, 1), random(dtype, { 3, 1000, 2, 80 }, 2), random(dtype, { 3, 1000, 2, 80 }, 3)
       local y = reference.any_threads(function() return ops.attention_decode(q, k, v, ints { 1000, 30, 700 }, 0, 0.1) end)
       local function short(t) return t:narrow(1, 3, 1):narrow(2, 1, 700):contiguous() end
-      assert.equal(reference.bits(y:narrow(1, 3, 1)), reference.bits(ops.attention_decode(q:narrow(1, 3, 1), short(k), short(v), ints { 700 }, 0, 0.1)))
+      assert.equal(reference.bits(y:narrow(1, 3, 1)), reference.bits(ops.attention_decode(q:narrow(1, 3, 1), short(k), short(v),
+        ints { 700 }, 0, 0.1)))
     end
   end)
 
@@ -267,7 +270,8 @@ describe("attention of one query against a cache", function()
     assert.error_matches(function() ops.attention_decode(q, k, k, ints { -1, 1 }, 0, 1) end, "outside 0..5")
     assert.error_matches(function() ops.attention_decode(q, k, k, ints { 1 }, 0, 1) end, "expected i32 of 2")
     local wide = random("f32", { 1, 2, 1, 300 }, 1)
-    assert.error_matches(function() ops.attention_decode(random("f32", { 1, 1, 300 }, 1), wide, wide, ints { 1 }, 0, 1) end, "256 are the most")
+    assert.error_matches(function() ops.attention_decode(random("f32", { 1, 1, 300 }, 1), wide, wide, ints { 1 }, 0, 1) end,
+      "256 are the most")
   end)
 
   reference.every_instruction_set(it, pending)

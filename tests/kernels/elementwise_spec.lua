@@ -71,7 +71,8 @@ describe("element by element", function()
   it("binary operations broadcast", function()
     for name, f in pairs(binaries) do
       for _, dtype in ipairs(floats) do
-        for _, shapes in ipairs { { { 33 }, { 33 } }, { { 3, 17 }, { 17 } }, { { 3, 1 }, { 1, 65 } }, { { 2, 1, 7 }, { 5, 1 } }, { {}, { 9 } }, { { 0, 4 }, { 4 } }, { {}, {} } } do
+        for _, shapes in ipairs { { { 33 }, { 33 } }, { { 3, 17 }, { 17 } }, { { 3, 1 }, { 1, 65 } }, { { 2, 1, 7 }, { 5, 1 } },
+          { {}, { 9 } }, { { 0, 4 }, { 4 } }, { {}, {} } } do
           local a, b = random(dtype, shapes[1], 1), random(dtype, shapes[2], 2, 0.5, 2)
           local y = ops.binary(a, b, name)
           near(y, map(f, flat(a:expand(y:shape())), flat(b:expand(y:shape()))), nil, 1e-7, name)
@@ -119,7 +120,8 @@ describe("element by element", function()
           local g, u, dy = gapped(dtype, 3, n, 1, -5, 5), gapped(dtype, 3, n, 2), gapped(dtype, 3, n, 3)
           near(ops.gate(g, u, name), map(function(a, b) return f(a) * b end, flat(g), flat(u)), nil, 1e-6, name)
           local dg, du = ops.gate_backward(dy, g, u, name)
-          near(dg, map(function(a, b, d) return d * b * (f(a + 1e-6) - f(a - 1e-6)) / 2e-6 end, flat(g), flat(u), flat(dy)), nil, 2e-6, name)
+          near(dg, map(function(a, b, d) return d * b * (f(a + 1e-6) - f(a - 1e-6)) / 2e-6 end, flat(g), flat(u), flat(dy)), nil, 2e-6,
+            name)
           near(du, map(function(a, d) return d * f(a) end, flat(g), flat(dy)), nil, 2e-6, name)
         end
       end
@@ -138,7 +140,8 @@ describe("element by element", function()
   it("rounds to nearest even, saturates, keeps NaN and infinity", function()
     local x = core.from_table { 1 + 2 ^ -8, 1 + 3 * 2 ^ -8, 1 + 2 ^ -8 + 2 ^ -20, huge, -huge, nan, 3.4e38, -0.0 }
     near(x:to("bf16"):to("f32"), { 1, 1 + 2 ^ -6, 1 + 2 ^ -7, huge, -huge, nan, huge, 0 }, 0, 0)
-    local h = core.from_table { 1 + 2 ^ -11, 1 + 3 * 2 ^ -11, 65519, 65520, -70000, nan, 2 ^ -24, 2 ^ -25, 1.5 * 2 ^ -24, 2 ^ -14 - 2 ^ -25 }
+    local h = core.from_table { 1 + 2 ^ -11, 1 + 3 * 2 ^ -11, 65519, 65520, -70000, nan, 2 ^ -24, 2 ^ -25, 1.5 * 2 ^ -24,
+      2 ^ -14 - 2 ^ -25 }
     near(h:to("f16"):to("f32"), { 1, 1 + 2 ^ -9, 65504, huge, -huge, nan, 2 ^ -24, 0, 2 ^ -23, 2 ^ -14 }, 0, 0)
     local big = core.from_table { 1e10, -1e10, nan, 300, -300, 1.9 }
     assert.same({ 2 ^ 31 - 1, -2 ^ 31, 0, 300, -300, 1 }, big:to("i32"):totable())
@@ -178,7 +181,8 @@ describe("element by element", function()
     reference.any_threads(function()
       local y = ops.unary(x, "gelu")
       local dg, du = ops.gate_backward(dy, x, x, "silu")
-      return y, ops.unary_backward(dy, x, y, "gelu"), ops.binary(x, dy, "div"), ops.affine(x, 3, 1), x:to("bf16"), x:transpose(1, 2):contiguous(), ops.gate(x, dy, "silu"), dg, du
+      return y, ops.unary_backward(dy, x, y, "gelu"), ops.binary(x, dy, "div"), ops.affine(x, 3, 1), x:to("bf16"),
+        x:transpose(1, 2):contiguous(), ops.gate(x, dy, "silu"), dg, du
     end)
   end)
 

@@ -3,14 +3,16 @@ local ops = require "onn.core.ops"
 local reference = require "tests.kernels.reference"
 local random, gapped, flat, floats, ints = reference.random, reference.gapped, reference.flat, reference.floats, reference.ints
 
--- c (m, n) and the sizes of its terms: sum over k of a(i, k) b(j, k), from tables.
+-- c (m, n) and the sizes of its terms: sum over k of a(i, k) b(j, k). by_rows(t, width) and by_columns(t, width) say how the
+-- elements lie in a table.
 local function product(m, n, depth, a, b)
   local c, size = {}, {}
+  local at, a_row, a_step, bt, b_row, b_step = a[1], a[2], a[3], b[1], b[2], b[3]
   for i = 0, m - 1 do
     for j = 0, n - 1 do
       local sum, s = 0, 0
       for k = 0, depth - 1 do
-        local t = a(i, k) * b(j, k)
+        local t = at[i * a_row + k * a_step + 1] * bt[j * b_row + k * b_step + 1]
         sum, s = sum + t, s + math.abs(t)
       end
       c[i * n + j + 1], size[i * n + j + 1] = sum, s
@@ -19,15 +21,16 @@ local function product(m, n, depth, a, b)
   return c, size
 end
 
-local function by_rows(values, width) return function(i, k) return values[i * width + k + 1] end end
-local function by_columns(values, width) return function(i, k) return values[k * width + i + 1] end end
+local function by_rows(values, width) return { values, width, 1 } end
+local function by_columns(values, width) return { values, 1, width } end
 
 -- |got - want| within one rounding, and a share of the terms' sizes: f32 arithmetic, or what went through bf16 on the way.
 local function close(got, want, size, coarse, what)
   local values, rel = flat(got), got:dtype() == "f32" and 2e-6 or 0.0041
   assert.equal(#want, #values)
   for i = 1, #values do
-    if not (math.abs(values[i] - want[i]) <= rel * math.abs(want[i]) + size[i] * (coarse and 0.005 or 3e-6) + 1e-30) then
+    local within = math.abs(values[i] - want[i]) <= rel * math.abs(want[i]) + size[i] * (coarse and 0.005 or 3e-6) + 1e-30
+    if not within then -- NaN is not
       error(("%s, element %d of %s: %.9g, %.9g wanted"):format(what, i, got:describe(), values[i], want[i]), 2)
     end
   end
@@ -48,12 +51,12 @@ local function weight(dtype, out, width, seed, turned)
 end
 
 local pairs_of = { { "f32", "f32" }, { "f32", "bf16" }, { "f32", "f16" }, { "bf16", "bf16" } }
-local shapes = { { 1, 1, 1 }, { 3, 7, 17 }, { 13, 33, 65 }, { 40, 65, 33 }, { 2, 130, 7 } } -- rows, in, out
+local shapes = { { 1, 1, 1, 1 }, { 3, 7, 17, 3 }, { 13, 33, 65, 8 }, { 33, 65, 33, 17 }, { 2, 130, 7, 40 } } -- rows, in, out, rank
 
 local function each(f)
   for _, shape in ipairs(shapes) do
     for _, dtypes in ipairs(pairs_of) do
-      for _, turned in ipairs { false, true } do f(shape[1], shape[2], shape[3], dtypes[1], dtypes[2], turned) end
+      for _, turned in ipairs { false, true } do f(shape[1], shape[2], shape[3], dtypes[1], dtypes[2], turned, shape[4]) end
     end
   end
 end
@@ -75,49 +78,50 @@ describe("linear", function()
   end)
 
   it("with an adapter, forward and backward", function()
-    each(function(rows, width, out, xd, wd, turned)
-      for _, rank in ipairs { 1, 8, 17 } do
-        local x, w = gapped(xd, rows, width, 1), weight(wd, out, width, 2, turned)
-        local a, b, other = random(xd, { rank, width }, 4), random(xd, { out, rank }, 5), gapped(xd, rows, width, 6)
-        local coarse, scale = xd == "bf16", 0.5
-        local fx, fw, fa, fb = flat(x), flat(w), flat(a), flat(b)
-        local what = ("%d x %d x %d rank %d %s %s%s"):format(rows, width, out, rank, xd, wd, turned and " turned" or "")
-        local base, base_size = product(rows, out, width, by_rows(fx, width), by_rows(fw, width))
-        for _, source in ipairs { x, other } do
-          local h, h_size = product(rows, rank, width, by_rows(flat(source), width), by_rows(fa, width))
-          local low = product(rows, out, rank, by_rows(h, rank), by_rows(fb, rank))
-          local _, low_size = product(rows, out, rank, by_rows(h_size, rank), by_rows(fb, rank))
-          local y, kept = ops.linear(x, w, nil, a, b, scale, source)
-          close(kept, h, h_size, false, "h " .. what)
-          close(y, sum(base, low, scale), sum(base_size, low_size, scale), coarse, what)
-          if source == x then close(ops.linear_decode(x, w, nil, a, b, scale), sum(base, low, scale), sum(base_size, low_size, scale), coarse, "decode " .. what) end
-        end
-        local dy = gapped(xd, rows, out, 7)
-        local fdy = flat(dy)
-        local dbase, dbase_size = product(rows, width, out, by_rows(fdy, out), by_columns(fw, width))
-        local dh, dh_size = product(rows, rank, out, by_rows(fdy, out), by_columns(fb, rank))
-        local part = product(rows, width, rank, by_rows(dh, rank), by_columns(fa, width))
-        local _, part_size = product(rows, width, rank, by_rows(dh_size, rank), by_columns(fa, width))
-        local zero = {}
-        for i = 1, #dh do dh[i], zero[i] = dh[i] * scale, 0 end
-        local dx, gh = ops.linear_backward(dy, w, a, b, scale)
-        close(gh, dh, dh_size, false, "dh " .. what)
-        close(dx, sum(dbase, part, scale), sum(dbase_size, part_size), coarse, "dx " .. what)
-        local dropped
-        dx, gh, dropped = ops.linear_backward(dy, w, a, b, scale, nil, true)
-        close(dx, dbase, dbase_size, false, "dx apart " .. what)
-        close(gh, dh, dh_size, false, "dh apart " .. what)
-        close(dropped, sum(zero, part, scale), part_size, coarse, "dropped " .. what)
-        local old = random(xd, { rows, width }, 8)
-        local want = sum(sum(dbase, part, scale), flat(old))
-        local same = ops.linear_backward(dy, w, a, b, scale, old)
-        assert.equal(old, same)
-        close(old, want, sum(dbase_size, part_size), coarse, "dx added to " .. what)
-        dx, gh, dropped = ops.linear_backward(dy, w, a, b, scale, nil, true, true)
-        assert.is_nil(dx)
-        close(gh, dh, dh_size, false, "dh alone " .. what)
-        close(dropped, sum(zero, part, scale), part_size, coarse, "dropped alone " .. what)
+    each(function(rows, width, out, xd, wd, turned, rank)
+      local x, w = gapped(xd, rows, width, 1), weight(wd, out, width, 2, turned)
+      local a, b, other = random(xd, { rank, width }, 4), random(xd, { out, rank }, 5), gapped(xd, rows, width, 6)
+      local coarse, scale = xd == "bf16", 0.5
+      local fx, fw, fa, fb = flat(x), flat(w), flat(a), flat(b)
+      local what = ("%d x %d x %d rank %d %s %s%s"):format(rows, width, out, rank, xd, wd, turned and " turned" or "")
+      local base, base_size = product(rows, out, width, by_rows(fx, width), by_rows(fw, width))
+      for _, source in ipairs { x, other } do
+        local h, h_size = product(rows, rank, width, by_rows(flat(source), width), by_rows(fa, width))
+        local low_rank = product(rows, out, rank, by_rows(h, rank), by_rows(fb, rank))
+        local _, low_size = product(rows, out, rank, by_rows(h_size, rank), by_rows(fb, rank))
+        local y, kept = ops.linear(x, w, nil, a, b, scale, source)
+        close(kept, h, h_size, false, "h " .. what)
+        close(y, sum(base, low_rank, scale), sum(base_size, low_size, scale), coarse, what)
+        if source == x then close(ops.linear_decode(x, w, nil, a, b, scale), sum(base, low_rank, scale),
+          sum(base_size, low_size, scale), coarse, "decode " .. what) end
       end
+      local dy = gapped(xd, rows, out, 7)
+      local fdy = flat(dy)
+      local dbase, dbase_size = product(rows, width, out, by_rows(fdy, out), by_columns(fw, width))
+      local dh, dh_size = product(rows, rank, out, by_rows(fdy, out), by_columns(fb, rank))
+      local part = product(rows, width, rank, by_rows(dh, rank), by_columns(fa, width))
+      local _, part_size = product(rows, width, rank, by_rows(dh_size, rank), by_columns(fa, width))
+      for i = 1, #dh do dh[i] = dh[i] * scale end
+      local low = {}
+      for i = 1, #part do low[i] = part[i] * scale end
+      local dx, gh = ops.linear_backward(dy, w, a, b, scale)
+      close(gh, dh, dh_size, false, "dh " .. what)
+      close(dx, sum(dbase, part, scale), sum(dbase_size, part_size), coarse, "dx " .. what)
+      local dropped
+      dx, gh, dropped = ops.linear_backward(dy, w, a, b, scale, nil, true)
+      close(dx, dbase, dbase_size, false, "dx apart " .. what)
+      close(gh, dh, dh_size, false, "dh apart " .. what)
+      close(dropped, low, part_size, coarse, "dropped " .. what)
+      local old = random(xd, { rows, width }, 8)
+      local want = sum(sum(dbase, part, scale), flat(old))
+      local same = ops.linear_backward(dy, w, a, b, scale, old)
+      assert.equal(old, same)
+      close(old, want, sum(dbase_size, part_size), coarse, "dx added to " .. what)
+      local none
+      none, gh, dropped = ops.linear_backward(dy, w, a, b, scale, nil, true, true)
+      assert.is_nil(none)
+      close(gh, dh, dh_size, false, "dh alone " .. what)
+      close(dropped, low, part_size, coarse, "dropped alone " .. what)
     end)
   end)
 
@@ -141,7 +145,7 @@ describe("linear", function()
         local ww, sw = product(out, width, rows, by_columns(flat(dy), out), by_columns(flat(x), width))
         for i = 1, #ww do ww[i] = ww[i] + 3 end
         close(dw, ww, sw, false, "dw")
-        local bias, size = product(1, out, rows, function() return 1 end, by_columns(flat(dy), out))
+        local bias, size = product(1, out, rows, { { 1 }, 0, 0 }, by_columns(flat(dy), out))
         for i = 1, #bias do bias[i] = bias[i] + 4 end
         close(dbias, bias, size, false, "dbias")
         ops.linear_backward_weight(nil, dbias, dy, x, starts)
@@ -183,13 +187,15 @@ describe("linear", function()
 
   it("gradients of weights are sums over a sequence's own tiles, whatever the threads", function()
     for _, dtype in ipairs(floats) do
-      local x, dy, h, dh, b = random(dtype, { 300, 65 }, 1), random(dtype, { 300, 70 }, 2), random(dtype, { 300, 8 }, 3), random(dtype, { 300, 8 }, 4), random(dtype, { 70, 8 }, 5)
+      local x, dy, h, dh, b = random(dtype, { 300, 65 }, 1), random(dtype, { 300, 70 }, 2), random(dtype, { 300, 8 }, 3),
+        random(dtype, { 300, 8 }, 4), random(dtype, { 70, 8 }, 5)
       local function run(grads, from, n, starts)
         local function part(t) return t:narrow(1, from, n) end
         ops.lora_backward(grads[1], grads[2], part(dh), part(dy), part(h), part(x), b, 0.5, starts)
         ops.linear_backward_weight(grads[3], grads[4], part(dy), part(x), starts)
       end
-      local function grads() return { core.zeros("f32", { 8, 65 }), core.zeros("f32", { 70, 8 }), core.zeros("f32", { 70, 65 }), core.zeros("f32", { 70 }) } end
+      local function grads() return { core.zeros("f32", { 8, 65 }), core.zeros("f32", { 70, 8 }), core.zeros("f32", { 70, 65 }),
+        core.zeros("f32", { 70 }) } end
       local packed = { reference.any_threads(function()
         local g = grads()
         run(g, 1, 300, ints { 0, 130, 300 })
@@ -215,7 +221,8 @@ describe("linear", function()
   end)
 
   it("gradients are not half added when memory is short", function()
-    local x, dy, h, dh, b = random("f32", { 300, 400 }, 1), random("f32", { 300, 900 }, 2), random("f32", { 300, 8 }, 3), random("f32", { 300, 8 }, 4), random("f32", { 900, 8 }, 5)
+    local x, dy, h, dh, b = random("f32", { 300, 400 }, 1), random("f32", { 300, 900 }, 2), random("f32", { 300, 8 }, 3),
+      random("f32", { 300, 8 }, 4), random("f32", { 900, 8 }, 5)
     assert(reference.nothing_half_done(function() return { core.zeros("f32", { 8, 400 }), core.zeros("f32", { 900, 8 }) } end,
       function(da, db) ops.lora_backward(da, db, dh, dy, h, x, b, 1) end) > 0)
     assert(reference.nothing_half_done(function() return { core.zeros("f32", { 900, 400 }), core.zeros("f32", { 900 }) } end,
@@ -244,7 +251,8 @@ describe("matmul", function()
     for _, dtype in ipairs(floats) do
       for _, shape in ipairs { { 1, 1, 1 }, { 7, 17, 33 }, { 33, 65, 7 }, { 5, 0, 3 }, { 0, 4, 3 } } do
         local m, k, n = unpack(shape)
-        local as = { random(dtype, { m, k }, 1), random(dtype, { k, m }, 1):transpose(1, 2), random(dtype, { m, k, 2 }, 1):select(3, 2), random(dtype, { 1, k }, 1):expand(m, k) }
+        local as = { random(dtype, { m, k }, 1), random(dtype, { k, m }, 1):transpose(1, 2), random(dtype, { m, k, 2 }, 1):select(3, 2),
+          random(dtype, { 1, k }, 1):expand(m, k) }
         local bs = { random(dtype, { k, n }, 2), random(dtype, { n, k }, 2):transpose(1, 2), gapped(dtype, k, n, 2) }
         for _, a in ipairs(as) do
           for _, b in ipairs(bs) do

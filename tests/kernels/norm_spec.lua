@@ -1,7 +1,8 @@
 local core = require "onn.core.tensor"
 local ops = require "onn.core.ops"
 local reference = require "tests.kernels.reference"
-local random, gapped, flat, near, floats, ints = reference.random, reference.gapped, reference.flat, reference.near, reference.floats, reference.ints
+local random, gapped, flat, near, floats, ints = reference.random, reference.gapped, reference.flat, reference.near, reference.floats,
+  reference.ints
 
 local function rms_norm(x, w, eps, width)
   local y = {}
@@ -53,7 +54,8 @@ describe("norms", function()
 
   it("layer, forward and backward", function()
     each(function(width, dtype)
-      local x, w, b, dy = gapped(dtype, 3, width, width, -2, 2), random("f32", { width }, 2, 0.5, 1.5), random("f32", { width }, 4), gapped(dtype, 3, width, 3)
+      local x, w, b, dy = gapped(dtype, 3, width, width, -2, 2), random("f32", { width }, 2, 0.5, 1.5), random("f32", { width }, 4),
+        gapped(dtype, 3, width, 3)
       local y, stats = ops.layer_norm(x, w, b, 1e-2)
       local fx, fw, fb, fdy = flat(x), flat(w), flat(b), flat(dy)
       near(y, layer_norm(fx, fw, fb, 1e-2, width), nil, 2e-6)
@@ -100,7 +102,8 @@ describe("norms", function()
         local dw, dw2, db = core.zeros("f32", { 257 }), core.zeros("f32", { 257 }), core.zeros("f32", { 257 })
         local r, rstd = ops.rms_norm(x, w, 1e-5, true)
         local l, stats = ops.layer_norm(x, w, w, 1e-5)
-        return r, rstd, l, stats, ops.rms_norm_backward(dy, x, w, rstd, dw, starts), dw, ops.layer_norm_backward(dy, x, w, stats, dw2, db, starts), dw2, db
+        return r, rstd, l, stats, ops.rms_norm_backward(dy, x, w, rstd, dw, starts), dw,
+          ops.layer_norm_backward(dy, x, w, stats, dw2, db, starts), dw2, db
       end)
       assert.equal(reference.bits(y:narrow(1, 200, 1)), reference.bits((ops.rms_norm(x:narrow(1, 200, 1), w, 1e-5))))
     end
@@ -121,7 +124,8 @@ describe("norms", function()
   it("leave nothing half done when memory is short", function()
     local x, dy, w = random("f32", { 3000, 33 }, 1), random("f32", { 3000, 33 }, 2), random("f32", { 33 }, 3)
     local _, rstd = ops.rms_norm(x, w, 1e-5, true)
-    assert(reference.nothing_half_done(function() return { core.new("f32", { 33 }):fill(1) } end, function(dw) ops.rms_norm_backward(dy, x, w, rstd, dw):free() end) > 0)
+    assert(reference.nothing_half_done(function() return { core.new("f32", { 33 }):fill(1) } end,
+      function(dw) ops.rms_norm_backward(dy, x, w, rstd, dw):free() end) > 0)
   end)
 
   it("refuse what does not fit", function()

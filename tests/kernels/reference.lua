@@ -141,10 +141,12 @@ function reference.every_instruction_set(it, pending)
   local file = debug.getinfo(2, "S").source:gsub("^@", "")
   for _, set in ipairs { "avx512_bf16", "avx512", "avx2", "sse4.1" } do
     it("holds under " .. set, function()
-      local _, described = support.shell(("ONN_CPU=%s %s -e 'print((require \"onn.core.tensor\".backend()))'"):format(set, support.quote(support.onn)))
+      local _, described = support.shell(("ONN_CPU=%s %s -e 'print((require \"onn.core.tensor\".backend()))'"):format(set,
+        support.quote(support.onn)))
       if not described:find("cpu: " .. set .. ",", 1, true) then return pending("this processor has no " .. set) end
       local results = os.tmpname()
-      local status, out, err = support.shell(("ONN_SPEC_SET=1 ONN_CPU=%s %s tests/run.lua --child %s %s"):format(set, support.quote(support.onn), file, results))
+      local status, out, err = support.shell(("ONN_SPEC_SET=1 ONN_CPU=%s %s tests/run.lua --child %s %s"):format(set,
+        support.quote(support.onn), file, results))
       local text = support.read(results)
       os.remove(results)
       local failed = {}

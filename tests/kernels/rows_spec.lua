@@ -1,7 +1,8 @@
 local core = require "onn.core.tensor"
 local ops = require "onn.core.ops"
 local reference = require "tests.kernels.reference"
-local random, gapped, flat, near, floats, ints = reference.random, reference.gapped, reference.flat, reference.near, reference.floats, reference.ints
+local random, gapped, flat, near, floats, ints = reference.random, reference.gapped, reference.flat, reference.near, reference.floats,
+  reference.ints
 local huge, nan = math.huge, 0 / 0
 
 -- f(row as a table) -> one number, or a table of the row's width, for every row of a tensor
@@ -186,7 +187,8 @@ describe("rows", function()
       ops.sum_rows(sum, x, starts)
       local nll, dx = ops.cross_entropy(x, labels, 1, true)
       local square, bad = ops.total(x, true)
-      return y, ops.softmax_backward(dy, y), sum, nll, dx, ops.reduce(x, "sum"), core.from_data(("%.17g %d"):format(square, bad), "u8", { #("%.17g %d"):format(square, bad) })
+      return y, ops.softmax_backward(dy, y), sum, nll, dx, ops.reduce(x, "sum"),
+        core.from_data(("%.17g %d"):format(square, bad), "u8", { #("%.17g %d"):format(square, bad) })
     end)
   end)
 

@@ -2,7 +2,8 @@
 local core = require "onn.core.tensor"
 local ops = require "onn.core.ops"
 local reference = require "tests.kernels.reference"
-local random, gapped, flat, near, floats, ints = reference.random, reference.gapped, reference.flat, reference.near, reference.floats, reference.ints
+local random, gapped, flat, near, floats, ints = reference.random, reference.gapped, reference.flat, reference.near, reference.floats,
+  reference.ints
 
 describe("embedding", function()
   it("takes rows of a table in any of its dtypes", function()
@@ -27,7 +28,8 @@ describe("embedding", function()
         ops.embedding_backward(dt, dy, ints { 2, 4, 2, 0 })
         local want, g = {}, flat(dy)
         for i = 1, 5 * width do want[i] = 1 end
-        for k, id in ipairs { 2, 4, 2, 0 } do for i = 1, width do want[id * width + i] = want[id * width + i] + g[(k - 1) * width + i] end end
+        for k, id in ipairs { 2, 4, 2, 0 } do for i = 1, width do
+          want[id * width + i] = want[id * width + i] + g[(k - 1) * width + i] end end
         near(dt, want)
       end
     end
@@ -39,7 +41,8 @@ describe("embedding", function()
     assert.error_matches(function() ops.embedding(core.new("f32", { 0, 3 }), ints { 0 }, "f32") end, "outside")
     assert.error_matches(function() ops.embedding(t, ints { 0 }, "f16") end, "expected f32 or bf16")
     assert.error_matches(function() ops.embedding(core.zeros("i8", { 4, 3 }), ints { 0 }, "f32") end, "expected f32, bf16 or f16")
-    assert.error_matches(function() ops.embedding_backward(random("f32", { 3, 4 }, 1):transpose(1, 2), t, ints { 0, 1, 2, 3 }) end, "contiguous f32")
+    assert.error_matches(function() ops.embedding_backward(random("f32", { 3, 4 }, 1):transpose(1, 2), t, ints { 0, 1, 2, 3 }) end,
+      "contiguous f32")
   end)
 end)
 
@@ -67,7 +70,8 @@ describe("rotary positions", function()
           local x = random(dtype, { 3, 4, size + 3 }, 1):narrow(3, 2, size):narrow(2, 2, 2)
           local cos, sin = random("f32", { 7, half }, 2), random("f32", { 7, half }, 3)
           for _, sign in ipairs { 1, -1 } do
-            near(ops.rope(x, cos, sin, ints { 6, 0, 3 }, interleaved, sign), turn(flat(x), 2, size, half, flat(cos), flat(sin), { 6, 0, 3 }, interleaved, sign))
+            near(ops.rope(x, cos, sin, ints { 6, 0, 3 }, interleaved, sign),
+              turn(flat(x), 2, size, half, flat(cos), flat(sin), { 6, 0, 3 }, interleaved, sign))
           end
         end
       end
@@ -164,7 +168,8 @@ describe("dropout", function()
   it("of rate 0 changes nothing; other rates than [0, 1) are refused", function()
     local x = gapped("f32", 3, 17, 1)
     assert.equal(reference.bits(x), reference.bits(ops.dropout(x, 0, 1, "d", 0, rows { 0, 1, 2 })))
-    for _, p in ipairs { 1, -0.1, 0 / 0 } do assert.error_matches(function() ops.dropout(x, p, 1, "d", 0, rows { 0, 1, 2 }) end, "dropout rate") end
+    for _, p in ipairs { 1, -0.1, 0 / 0 } do assert.error_matches(function() ops.dropout(x, p, 1, "d", 0, rows { 0, 1, 2 }) end,
+      "dropout rate") end
     reference.any_threads(function() return ops.dropout(random("f32", { 3, 20000 }, 1), 0.3, 1, "d", 0, rows { 0, 1, 2 }) end)
   end)
 end)
