@@ -46,7 +46,7 @@ static int make_room(Arena *a, size_t more) {
 }
 
 static void remove_holes(Arena *a, size_t first, size_t n) {
-    if (!n) /* perhaps there is no list yet */
+    if (!n) /* also where no list is there yet */
         return;
     memmove(a->holes + first, a->holes + first + n, (a->count - first - n) * sizeof *a->holes);
     a->count -= n;

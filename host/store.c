@@ -181,6 +181,7 @@ static int has_suffix(const char *name, const char *suffix) {
 static Status nothing_to_open(const char *directory) {
     char pickle[256] = "", other[256] = "";
     DIR *d = opendir(directory);
+    /* cppcheck-suppress readdirCalled ; safe where each thread has its own DIR, and readdir_r is deprecated */
     for (struct dirent *e; d && (e = readdir(d));) {
         if (has_suffix(e->d_name, ".bin") || has_suffix(e->d_name, ".pt") || has_suffix(e->d_name, ".pth"))
             snprintf(pickle, sizeof pickle, "%s", e->d_name);

@@ -43,7 +43,8 @@ local function write_manifest(directory)
 end
 
 -- Writes checkpoint-`step` under `out`: write_model(directory) stores the adapter or the weights, `params` and `optimizer` become
--- optimizer.safetensors, `state` (a table of plain values) state.json. Appears whole or not at all. Returns its path, or nil, message, code.
+-- optimizer.safetensors, `state` (a table of plain values) state.json. Appears whole or not at all. Returns its path, or nil, message,
+-- code.
 function checkpoint.save(out, step, write_model, params, optimizer, state)
   local final, part = checkpoint.path(out, step), ("%s/.checkpoint-%d.part"):format(out, step)
   local ok, message, code = whole(part, function()
@@ -209,7 +210,9 @@ end
 -- What --out, --resume and --overwrite ask for: the checkpoint to go on from or nil, and the steps of those that the run replaces.
 -- Fails where results would be lost; removes nothing.
 function checkpoint.choose(opt)
-  if system.exists(opt.out) and not system.isdir(opt.out) then cli.fail(("--out %s: this is a file; a directory is expected"):format(opt.out)) end
+  if system.exists(opt.out) and not system.isdir(opt.out) then
+    cli.fail(("--out %s: this is a file; a directory is expected"):format(opt.out))
+  end
   if opt.resume then return resume_from(opt), {} end
   if #(system.list(opt.out) or {}) > 0 and not opt.overwrite then
     cli.fail(("%s exists; --overwrite replaces it, --resume goes on from its newest checkpoint"):format(opt.out))

@@ -131,10 +131,13 @@ function data.open(source, tokenizer, opt)
     return nil, set.skipped > 0 and ("%s: none of %d rows has a token to train within %d tokens"):format(set.path, set.skipped,
       set.seq_len) or set.path .. ": there are no rows", "format"
   end
+  if set.corpus:supervised() == 0 then return nil, set.path .. ": no token has a label (all are -100): there is nothing to train",
+    "format" end
   if opt.vocab_size then
     local id, sample, place = set.corpus:beyond(opt.vocab_size)
     if id then
-      return nil, ("%s: token %d of sample %d is %d; the model has ids 0 to %d"):format(set.path, place, sample, id, opt.vocab_size - 1), "format"
+      return nil, ("%s: token %d of sample %d is %d; the model has ids 0 to %d"):format(set.path, place, sample, id,
+        opt.vocab_size - 1), "format"
     end
   end
   set.samples, set.tokens, set.supervised = #set.corpus, set.corpus:tokens(), set.corpus:supervised()

@@ -1,6 +1,8 @@
 -- The plan: what rests where, how large a micro-batch is, which tapes are kept, and what that costs in bytes, operations and
 -- seconds, said before anything is loaded. Operations per token follow the usual count for LoRA training: 2 per weight forward,
 -- 2 for the input's gradient where it is needed, 6 per adapter weight, causal attention at half its square.
+local memory = require "onn.plan.memory"
+
 local plan = {}
 
 local function layer_set(model, layers)
@@ -24,54 +26,37 @@ local function block_sizes(model)
   end
 end
 
--- Bytes that the weights take on the device in the model's arithmetic.
-function plan.weight_bytes(model)
-  local total = 0
+-- The linear layers that get an adapter: {name, out, into} each.
+local function adapted(model, set, targets)
+  local list, wanted = {}, {}
+  if type(targets) == "table" then for _, name in ipairs(targets) do wanted[name] = true end end
+  if type(targets) == "string" then for name in targets:gmatch "[^,%s]+" do wanted[name] = true end end
+  local all = targets == nil or wanted["all-linear"]
   for _, stage in ipairs(model.stages) do
-    for _, t in ipairs(stage.tensors) do
-      local n = 1
-      for _, size in ipairs(t.shape) do n = n * size end
-      local stored = model.store:info(t.name)
-      local each = t.vector and 4 or (model.dtype == "bf16" and 2 or stored.bytes / n)
-      total = total + n * each
+    for _, layer in ipairs(set[stage.index] and stage.layers or {}) do
+      if all or wanted[layer.name] or wanted[layer.name:match "[^.]+$"] then list[#list + 1] = layer end
     end
   end
-  return total
-end
-
--- Elements per token that the tape of one block holds: what the rules in autograd/rules.lua save.
-local function tape_elements(c)
-  local q, kv = c.heads * c.head_size, c.kv_heads * c.head_size
-  local elements = 2 * c.width       -- the two norms; x and the middle, in f32, are counted apart
-    + (q + 2 * kv) + q               -- rotated q and k, v, and what attention gives
-    + 3 * c.inner                    -- gate, up and their product
-  if c.fused or c.qk_norm then elements = elements + q + 2 * kv + 2 * c.inner end
-  return elements
+  return list
 end
 
 -- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, budget.
 -- Returns {weights, adapter, optimizer, tape, working, peak, recompute, micro_batch, flops_per_token, trained_layers, ...}, bytes.
 function plan.training(model, opt)
-  local c, element = model.sizes, model.dtype == "bf16" and 2 or 4
-  local _, trained, lowest = layer_set(model, opt.layers)
-  local block, adapter_unit = block_sizes(model)
-  local adapter = opt.full and 0 or adapter_unit * opt.rank * trained
-  local weights = plan.weight_bytes(model)
+  local c = model.sizes
+  local set, trained, lowest = layer_set(model, opt.layers)
+  local block = block_sizes(model)
+  local modules = opt.full and {} or adapted(model, set, opt.targets)
+  local adapter = 0
+  for _, layer in ipairs(modules) do adapter = adapter + (layer.out + layer.into) * opt.rank end
+  local weights, state = memory.weights(model), memory.state(model, opt, modules)
+  local loading = memory.loading(model)
   local parameters = opt.full and model:parameters() or adapter
-  local state = parameters * 16 + (model.dtype == "bf16" and not opt.full and parameters * 2 or 0)
-  local taped_blocks = opt.full and c.layers or c.layers - lowest
-  local ranks = opt.full and 0 or opt.rank * 7
-  local per_token = (tape_elements(c) + ranks) * element + 4 * (c.heads + 2) + 2 * c.width * 4
-  local widest = math.max(3 * c.inner, c.heads * c.head_size + 2 * c.kv_heads * c.head_size, c.width)
-  -- beside the tapes: gradients and outputs of one block, f32 tiles of products, the head's tile of logits
-  local head_tile = math.min(128, opt.seq_len) * c.vocabulary * (4 + element)
-  local full_head = opt.full and c.vocabulary * c.width * 4 or 0
+  local first = opt.full and 0 or math.min(lowest, c.layers)
+  local taped_blocks = c.layers - first
   local function need(micro, recompute)
-    local tokens = micro * opt.seq_len
-    local tapes = recompute and (per_token + taped_blocks * c.width * 4) or per_token * taped_blocks
-    local working = tokens * (6 * widest + 8 * c.width) * element + head_tile + full_head + 16 * 2 ^ 20
-    local widened = model.dtype == "f32" and 2 * math.max(c.inner * c.width * 2, 8 * 2 ^ 20) * 4 or 0
-    return weights + state + tokens * tapes + working + widened, tokens * tapes, working + widened
+    local bytes, tapes = memory.training(model, opt, { tokens = micro * opt.seq_len, recompute = recompute, lowest = first, trained = set })
+    return weights + math.max(state + bytes, loading), tapes, bytes - tapes
   end
   local best
   local micros = opt.micro_batch and { opt.micro_batch } or {}
@@ -104,10 +89,11 @@ end
 -- What generation needs: bytes of weights and of the cache for `tokens`, and bytes read per token.
 function plan.generation(model, opt)
   local c, element = model.sizes, model.dtype == "bf16" and 2 or 4
-  local weights = plan.weight_bytes(model)
+  local weights = memory.weights(model)
   local tokens = opt.max_tokens or 256
   local cache = 2 * c.layers * c.kv_heads * c.head_size * element * tokens
-  return { weights = weights, cache = cache, peak = weights + cache + 128 * c.vocabulary * 4, bytes_per_token = weights, dtype = model.dtype }
+  return { weights = weights, cache = cache, peak = weights + cache + 128 * c.vocabulary * 4, bytes_per_token = weights,
+    dtype = model.dtype }
 end
 
 return plan

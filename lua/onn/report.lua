@@ -32,6 +32,9 @@ function report.loading(total)
   end
 end
 
+-- A number as JSON takes it.
+local function finite(x) return x and (x == x and math.abs(x) < math.huge and x or json.null) end
+
 local Log = {}
 Log.__index = Log
 
@@ -49,13 +52,14 @@ function Log:step(r)
   self.tokens, self.seconds = self.tokens + r.tokens, self.seconds + r.seconds
   local rate = r.tokens / r.seconds
   local share = rate * facts.plan.flops_per_token / facts.peak_flops
-  self.losses[#self.losses + 1] = { r.step, r.loss }
+  self.last_step = r.step
+  if not r.skipped then self.losses[#self.losses + 1] = { r.step, r.loss } end
   self.rates = self.rates or {}
   self.rates[#self.rates + 1] = rate
   local memory = tensors.memory()
   if self.file then
-    local ok, message = self.file:write(json.encode { step = r.step, epoch = r.epoch, loss = r.loss == r.loss and r.loss or json.null, lr = r.lr,
-      grad_norm = r.grad_norm == r.grad_norm and r.grad_norm < math.huge and r.grad_norm or json.null, recomputed = facts.plan.recompute,
+    local ok, message = self.file:write(json.encode { step = r.step, epoch = r.epoch, loss = finite(r.loss), lr = r.lr,
+      grad_norm = finite(r.grad_norm), recomputed = facts.plan.recompute,
       tokens = r.tokens, tokens_per_s = rate, seconds = r.seconds, bytes_streamed = 0, device_peak = memory.peak,
       ram_peak = require("onn.core.system").peak_rss(), limit_share = share, bound = "compute", skipped = r.skipped }, "\n")
     if ok then ok, message = self.file:flush() end
@@ -65,7 +69,8 @@ function Log:step(r)
     end
   end
   if self.board then
-    self:scalars(r.step, { loss = r.loss, lr = r.lr, grad_norm = r.grad_norm, tokens_per_s = rate, limit_share = share, device_peak = memory.peak })
+    self:scalars(r.step, { loss = r.loss, lr = r.lr, grad_norm = r.grad_norm, tokens_per_s = rate, limit_share = share,
+      device_peak = memory.peak })
   end
   self.bar:update(r.step, ("loss %.4f  lr %.2e  |g| %.3f  %.0f tok/s  %.0f %% of the limit  %s"):format(r.loss, r.lr, r.grad_norm, rate,
     100 * share, units.bytes(memory.peak)))
@@ -81,8 +86,8 @@ function Log:scalars(step, values)
 end
 
 function Log:evaluated(loss)
-  if loss and self.board then self:scalars(self.losses[#self.losses][1], { eval_loss = loss }) end
-  if loss then cli.note("step %d  held-out loss %.4f", self.losses[#self.losses][1], loss) end
+  if loss and self.board then self:scalars(self.last_step, { eval_loss = loss }) end
+  if loss then cli.note("step %d  held-out loss %.4f", self.last_step, loss) end
 end
 
 local function median(list)
@@ -100,8 +105,9 @@ function Log:summary(session, out, peak, plot)
   local rate = median(self.rates)
   local share = rate and rate * self.facts.plan.flops_per_token / self.facts.peak_flops
   local first, last = self.losses[1], self.losses[#self.losses]
-  local result = { out = out, steps = session.step, skipped = session.skipped, loss_first = first and first[2], loss_last = last and last[2],
-    eval_before = self.before, eval_after = self.after, tokens = self.tokens, seconds = self.seconds, tokens_per_s = rate,
+  local result = { out = out, steps = session.step, skipped = session.skipped, loss_first = first and first[2],
+    loss_last = last and last[2],
+    eval_before = finite(self.before), eval_after = finite(self.after), tokens = self.tokens, seconds = self.seconds, tokens_per_s = rate,
     limit_share = share, bound = "compute", device_peak = peak, predicted_peak = self.facts.plan.peak,
     ram_peak = require("onn.core.system").peak_rss(), trained_parameters = self.facts.plan.parameters }
   if cli.wants_json() then return cli.json(result) end

@@ -53,29 +53,41 @@ function Session.new(model, opt)
   return self
 end
 
+-- Adds the gradients of all micro-batches up; an error leaves none behind. Returns the sum of the losses of all tokens.
+local function accumulate(self, micros, supervised, epoch)
+  local total, opt = 0, self.opt
+  local ok, message = pcall(function()
+    for _, b in ipairs(micros) do
+      total = sweep.gradient(self.model, b, { scale = 1 / math.max(supervised, 1), recompute = opt.recompute, seed = opt.seed,
+        epoch = epoch, total = total })
+    end
+  end)
+  if ok then return total end
+  optim.clear(self.params)
+  error(message, 0)
+end
+
 -- One update from its micro-batches (see onn.batch). The loss is the sum over all supervised tokens by their number in the whole
 -- update. Returns {step, loss, lr, grad_norm, tokens, supervised, skipped}; an update whose numbers are not finite changes nothing.
 function Session:update(micros, epoch)
   local opt, supervised, tokens = self.opt, 0, 0
   for _, b in ipairs(micros) do supervised, tokens = supervised + b.supervised, tokens + b.tokens end
-  local total = 0
-  for _, b in ipairs(micros) do
-    total = sweep.gradient(self.model, b, { scale = 1 / math.max(supervised, 1), recompute = opt.recompute, seed = opt.seed,
-      epoch = epoch, total = total })
-  end
+  local total = accumulate(self, micros, supervised, epoch)
   local began = trace.now()
   optim.fold(self.params)
   self.step = self.step + 1
   local norm, bad = optim.norm(self.params)
   local loss, lr = total / math.max(supervised, 1), opt.lr * self.rate.at(self.step)
-  local skipped = bad > 0 or loss ~= loss or math.abs(loss) == math.huge or supervised == 0
+  local skipped = bad > 0 or loss ~= loss or math.abs(loss) == math.huge
   if skipped then
     self.skipped, self.skipped_in_row = self.skipped + 1, self.skipped_in_row + 1
   else
     self.skipped_in_row = 0
     local scale = opt.clip > 0 and norm > opt.clip and opt.clip / norm or 1
-    optim.adamw.step(self.params, self.optimizer, opt, lr, scale)
-    self.moved = self.moved or (lr >= 1e-6 and norm > 0) -- a smaller step may vanish in f32
+    if supervised > 0 then
+      optim.adamw.step(self.params, self.optimizer, opt, lr, scale)
+      self.moved = self.moved or (lr >= 1e-6 and norm > 0) -- a smaller step may vanish in f32
+    end
   end
   optim.clear(self.params)
   trace.span("optimizer", "optimizer", began, { step = self.step })

@@ -55,6 +55,7 @@ function sweep.gradient(model, batch, opt)
     if not t then
       local again
       t, again = taped(model, stage, before, ctx, i > lowest)
+      out:free() -- the forward sweep's; the rebuilt one is what this tape knows
       out = again.hidden
     end
     local dx = scope(function() return t:backward({ [out] = dy }, batch.starts)[before.hidden] end)

@@ -26,7 +26,8 @@ end
 describe("a config", function()
   it("that is sound is described", function()
     assert.is_table(arch.describe(sound))
-    assert.is_table(arch.describe(with { head_dim = 16, num_key_value_heads = json.null, rope_scaling = json.null, sliding_window = json.null }))
+    assert.is_table(arch.describe(with { head_dim = 16, num_key_value_heads = json.null, rope_scaling = json.null,
+      sliding_window = json.null }))
     assert.is_table(arch.describe { model_type = "x", text_config = sound })
   end)
 
@@ -54,7 +55,8 @@ describe("a config", function()
     for _, bad in ipairs { -1, 1.5, "4096", true } do
       refused({ model_type = "mistral", sliding_window = bad }, "'sliding_window' should be a positive integer")
     end
-    refused({ model_type = "qwen2", use_sliding_window = true, sliding_window = 8, max_window_layers = "1" }, "'max_window_layers' should be a number")
+    refused({ model_type = "qwen2", use_sliding_window = true, sliding_window = 8, max_window_layers = "1" },
+      "'max_window_layers' should be a number")
     refused({ model_type = "qwen2", use_sliding_window = true, sliding_window = 8, layer_types = 3 }, "'layer_types' should be a list")
   end)
 
@@ -81,7 +83,8 @@ describe("a config", function()
       rope({ type = "yarn", factor = 4, beta_fast = "x" }, "'beta_fast' should be a number above zero")
       rope({ type = "longrope", short_factor = { 1, 1, 1, 1 } }, "lacks 'long_factor'")
       rope({ type = "longrope", short_factor = { 1 }, long_factor = { 1, 1, 1, 1 } }, "'short_factor' has 1 values, expected 4")
-      rope({ type = "longrope", short_factor = { 1, 1, 1, 0 }, long_factor = { 1, 1, 1, 1 } }, "'short_factor' should be a list of numbers above zero")
+      rope({ type = "longrope", short_factor = { 1, 1, 1, 0 }, long_factor = { 1, 1, 1, 1 } },
+        "'short_factor' should be a list of numbers above zero")
       rope({ type = "longrope", short_factor = 3, long_factor = 3 }, "should be a list")
       rope({ rope_theta = -1 }, "'rope_theta' should be a number above zero")
       rope({ type = "yarn", factor = 2, original_max_position_embeddings = 0 }, "'original_max_position_embeddings' should be")

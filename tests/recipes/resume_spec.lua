@@ -13,9 +13,11 @@ local function memory_folder()
   return system.isdir "/dev/shm" and system.mkdir_p(path) and path or support.scratch()
 end
 
-local usual = "--steps 7 --batch 4 --micro-batch 2 --seq-len 32 --rank 2 --pack --dropout 0.1 --lr 0.01 --save-every 1 --threads 1"
+local usual = "--steps 7 --batch 4 --micro-batch 2 --seq-len 32 --rank 2 --pack --dropout 0.1 --lr 0.01 --save-every 1 "
+  .. "--threads 1"
 local function command(out, options)
-  return ("OMP_WAIT_POLICY=passive %s train %s %s --out %s %s"):format(quote(support.onn), quote(model), quote(rows), quote(folder .. "/" .. out),
+  return ("OMP_WAIT_POLICY=passive %s train %s %s --out %s %s"):format(quote(support.onn), quote(model), quote(rows), quote(folder
+    .. "/" .. out),
     options or usual)
 end
 
@@ -103,7 +105,8 @@ describe("training with checkpoints", function()
   it("killed at any moment, again and again, goes on to the same bits", function()
     local kills, status = 0, nil
     for turn = 1, 60 do
-      status = shell(("timeout -s KILL %.3f sh -c %s"):format(0.03 + turn * 0.004, quote("exec env " .. command("random", usual .. " -q --resume") .. " 2>&1")))
+      status = shell(("timeout -s KILL %.3f sh -c %s"):format(0.03 + turn * 0.004, quote("exec env " .. command("random", usual
+        .. " -q --resume") .. " 2>&1")))
       if status == 0 then break end
       kills = kills + 1
     end
@@ -114,12 +117,14 @@ describe("training with checkpoints", function()
   end)
 
   it("does so whatever way the data goes and whatever is trained", function()
-    for _, change in ipairs { "--no-shuffle", "--pack stream --seq-len 24", "--micro-batch 1 --recompute on", "--full --seq-len 16", "--dtype bf16",
+    for _, change in ipairs { "--no-shuffle", "--pack stream --seq-len 24", "--micro-batch 1 --recompute on", "--full --seq-len 16",
+      "--dtype bf16",
       "--schedule linear --warmup 2 --weight-decay 0.1 --layers last:1" } do
-      local options = usual .. " " .. change
+      local full = change:find "full" ~= nil
+      local options = (full and usual:gsub("%-%-rank 2", ""):gsub("%-%-dropout 0.1", "") or usual) .. " " .. change
       local status, _, err = train("kind", options .. " -q")
       assert.equal(0, status, change .. err)
-      local file = change:find "full" and "model.safetensors" or "adapter_model.safetensors"
+      local file = full and "model.safetensors" or "adapter_model.safetensors"
       local want = assert(system.hash_file(folder .. "/kind/" .. file))
       remove "kind"
       status = train("kind", options .. " -q", with_fault "rename:17:kill")
@@ -143,7 +148,8 @@ describe("training with checkpoints", function()
 
   it("ends with one line on a full or broken disk, the older checkpoint whole", function()
     for what, said in pairs { ["write:12:ENOSPC"] = "No space left on device", ["fsync:30:EIO"] = "Input/output error",
-      ["rename:12:EIO"] = "Input/output error", ["mkostemp:12:ENOSPC"] = "No space left on device", ["mkdir:4:ENOSPC"] = "No space left on device",
+      ["rename:12:EIO"] = "Input/output error", ["mkostemp:12:ENOSPC"] = "No space left on device",
+        ["mkdir:4:ENOSPC"] = "No space left on device",
       ["fsync:45:EIO"] = "Input/output error" } do
       local status, _, err = train("disk", usual .. " -q", with_fault(what))
       assert.equal(1, status, what)
@@ -194,8 +200,10 @@ describe("--resume", function()
       resumes("copy", said .. "; passed over.*resumed from .*checkpoint%-3")
     end
     again(function(c) write(c .. "state.json", (read(file .. "state.json"):gsub('"step"', '"stop"'))) end, "state.json is damaged")
-    again(function(c) write(c .. "optimizer.safetensors", read(file .. "optimizer.safetensors"):sub(1, -2)) end, "optimizer.safetensors is damaged")
-    again(function(c) write(c .. "adapter_model.safetensors", read(file .. "adapter_model.safetensors"):sub(1, -2) .. "?") end, "is damaged")
+    again(function(c) write(c .. "optimizer.safetensors", read(file .. "optimizer.safetensors"):sub(1, -2)) end,
+      "optimizer.safetensors is damaged")
+    again(function(c) write(c .. "adapter_model.safetensors", read(file .. "adapter_model.safetensors"):sub(1, -2) .. "?") end,
+      "is damaged")
     again(function(c) os.remove(c .. "adapter_config.json") end, "adapter_config.json is missing")
     again(function(c) write(c .. "manifest.json", "") end, "manifest.json: .*no JSON at all")
     again(function(c) write(c .. "manifest.json", "{}") end, "lists no files")
@@ -305,7 +313,8 @@ describe("a signal", function()
       env %s >/dev/null & pid=$!
       n=0; while [ ! -s %s ] && [ $n -lt 500 ]; do sleep 0.02; n=$((n + 1)); done
       %s
-      wait $pid; echo $?]]):format(command(out, options .. " --log " .. quote(folder .. "/" .. out .. ".log")), quote(folder .. "/" .. out .. ready), act))
+      wait $pid; echo $?]]):format(command(out, options .. " --log " .. quote(folder .. "/" .. out .. ".log")), quote(folder .. "/"
+        .. out .. ready), act))
     assert.equal(0, status, err)
     return tonumber(text), err
   end
@@ -338,8 +347,8 @@ describe("a signal", function()
   end)
 
   it("of a pipe that broke is quiet, and saves", function()
-    local status, out, err = shell(("{ env %s 2>&1; echo $? >%s; } | head -n 6"):format(command("pipe", long .. " --eval-every 1 --eval " .. quote(rows)),
-      quote(folder .. "/status")))
+    local status, out, err = shell(("{ env %s 2>&1; echo $? >%s; } | head -n 6"):format(command("pipe", long
+      .. " --eval-every 1 --eval " .. quote(rows)), quote(folder .. "/status")))
     assert.equal(0, status)
     assert.equal("", err)
     assert.equal(6, select(2, out:gsub("\n", "")))

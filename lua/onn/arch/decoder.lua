@@ -81,7 +81,8 @@ end
 local function products(c)
   local q, kv, n = c.heads * c.head_size, c.kv_heads * c.head_size, c.names
   local list = {}
-  local function add(role, name, out, into, bias) list[#list + 1] = { role = role, name = name, out = out, into = into, bias = bias or false } end
+  local function add(role, name, out, into, bias) list[#list + 1] = { role = role, name = name, out = out, into = into,
+    bias = bias or false } end
   if c.fused and c.fused.qkv then
     add("qkv", c.fused.qkv, q + 2 * kv, c.width)
   else

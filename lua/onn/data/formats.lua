@@ -121,8 +121,8 @@ local function quoted(path) return "'" .. path:gsub("'", "'\\''") .. "'" end
 -- What people have instead, told by how it begins: nil, or why it is declined.
 local function declined(head, path)
   if head:sub(1, 4) == "PAR1" then
-    return ("%s is a Parquet file; convert it first: python3 -c \"import sys, pandas; pandas.read_parquet(sys.argv[1]).to_json('data.jsonl', "
-      .. "orient='records', lines=True)\" %s"):format(path, quoted(path))
+    return ("%s is a Parquet file; convert it first: python3 -c \"import sys, pandas; "
+      .. "pandas.read_parquet(sys.argv[1]).to_json('data.jsonl', orient='records', lines=True)\" %s"):format(path, quoted(path))
   elseif head:sub(1, 6) == "\147NUMPY" then
     return ("%s is a NumPy array; convert token ids first: python3 -c \"import sys, numpy; from safetensors.numpy import save_file; "
       .. "save_file({'input_ids': numpy.load(sys.argv[1])}, 'data.safetensors')\" %s"):format(path, quoted(path))
