@@ -50,10 +50,18 @@ static int is_user_error(lua_State *L, int index) {
     return yes;
 }
 
-/* Adds a traceback, except to the errors that cli.fail raises and to error(), which say all that is to be said. */
+/* Adds a traceback, except to the errors that cli.fail raises and to error(), which say all that is to be said. A budget is the
+ * user's to raise, wherever it ran out. */
 static int add_traceback(lua_State *L) {
     if (is_user_error(L, 1) || lua_isnil(L, 1))
         return 1;
+    const char *budget = lua_type(L, 1) == LUA_TSTRING ? strstr(lua_tostring(L, 1), "memory budget: ") : NULL;
+    if (budget) {
+        lua_createtable(L, 0, 2);
+        lua_pushboolean(L, 1), lua_setfield(L, -2, "user");
+        lua_pushfstring(L, "%s (--memory and --ram set the budget)", budget), lua_setfield(L, -2, "message");
+        return 1;
+    }
     if (!lua_isstring(L, 1)) {
         if (luaL_callmeta(L, 1, "__tostring") && lua_isstring(L, -1))
             lua_replace(L, 1);

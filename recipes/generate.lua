@@ -5,11 +5,13 @@ local formats = require "onn.data.formats"
 local json = require "onn.core.json"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
+local plan = require "onn.plan"
 local runtime = require "onn.runtime"
 local settings = require "onn.settings"
 local signals = require "onn.core.signals"
 local terminal = require "onn.core.terminal"
 local Tokenizer = require "onn.tokenizer"
+local units = require "onn.units"
 
 local opt = cli.parse {
   name = "generate",
@@ -34,15 +36,19 @@ local opt = cli.parse {
   },
 }
 settings.apply(opt, opt.model)
-runtime.apply(opt)
+local machine = runtime.apply(opt)
 
 local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 local tokenizer = cli.check(Tokenizer.open(model.directory))
+local needs = plan.generation(model, opt)
 if opt.dry_run then
-  local plan = require("onn.plan").generation(model, opt)
-  cli.json(plan)
+  cli.json(needs)
   os.exit(0)
+end
+if needs.peak > machine.budget then
+  cli.fail(("%s and a cache of %d tokens need about %s, the budget is %s (--memory and --ram set it)"):format(opt.model, opt.max_tokens,
+    units.bytes(needs.peak), units.bytes(machine.budget)))
 end
 if opt.prompt and opt.prompts then cli.fail("generate: --prompt and --prompts cannot go together", 2) end
 if opt.system and not opt.chat then cli.fail("generate: --system belongs to --chat", 2) end

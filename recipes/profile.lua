@@ -12,6 +12,7 @@ local opt = cli.parse {
 }
 if opt.dry_run then
   cli.note("would measure products, threads, memory and disk, and keep the figures in %s", profile.cache_directory())
+  if opt.json then cli.json { cache = profile.cache_directory() } end
   os.exit(0)
 end
 

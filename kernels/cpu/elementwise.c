@@ -42,10 +42,11 @@ static void *run_at(const Walk *w, int k, const View *v, int64_t run) {
     return (char *)v->data + offset * (int64_t)dtype_size(v->dtype);
 }
 
-/* n <= LANES elements from i on, `step` apart. */
-static inline Vec fetch(const void *p, Dtype dtype, int64_t step, int64_t i, int64_t n) {
+/* n <= LANES elements from i on, `step` apart. Whole neighbouring vectors are taken in place; the rest, which runs end with, is
+ * one call, so that it is not repeated in each of the many loops below. */
+static __attribute__((noinline)) Vec fetch_rest(const void *p, Dtype dtype, int64_t step, int64_t i, int64_t n) {
     if (step == 1)
-        return n == LANES ? vec_get(p, dtype, i) : vec_get_part(p, dtype, i, n);
+        return vec_get_part(p, dtype, i, n);
     if (step == 0)
         return vec_set(scalar_get(p, dtype, 0));
     float part[LANES] = {0};
@@ -54,15 +55,24 @@ static inline Vec fetch(const void *p, Dtype dtype, int64_t step, int64_t i, int
     return vec_load(part);
 }
 
-static inline void deliver(void *p, Dtype dtype, int64_t step, int64_t i, int64_t n, Vec v) {
-    if (step == 1 && n == LANES) {
-        vec_put(p, dtype, i, v);
-    } else if (step == 1) {
+static inline Vec fetch(const void *p, Dtype dtype, int64_t step, int64_t i, int64_t n) {
+    return step == 1 && n == LANES ? vec_get(p, dtype, i) : fetch_rest(p, dtype, step, i, n);
+}
+
+static __attribute__((noinline)) void deliver_rest(void *p, Dtype dtype, int64_t step, int64_t i, int64_t n, Vec v) {
+    if (step == 1) {
         vec_put_part(p, dtype, i, n, v);
     } else {
         for (int64_t k = 0; k < n; k++)
             scalar_put(p, dtype, (i + k) * step, v[k]);
     }
+}
+
+static inline void deliver(void *p, Dtype dtype, int64_t step, int64_t i, int64_t n, Vec v) {
+    if (step == 1 && n == LANES)
+        vec_put(p, dtype, i, v);
+    else
+        deliver_rest(p, dtype, step, i, n, v);
 }
 
 enum { PIECE = 1 << 14, PARALLEL = 1 << 15 };

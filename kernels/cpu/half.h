@@ -55,10 +55,12 @@ static inline Vec vec_load_f16(const uint16_t *p) {
 #elif defined(__F16C__)
     return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 #else
-    Vec v;
+    float v[LANES];
     for (int i = 0; i < LANES; i++)
         v[i] = f16_to_f32(p[i]);
-    return v;
+    Vec all;
+    memcpy(&all, v, sizeof all);
+    return all;
 #endif
 }
 

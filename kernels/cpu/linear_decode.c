@@ -19,10 +19,12 @@ INLINE Vec weights_load(const void *w, Dtype dtype, int64_t i) {
     return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)w + i)));
 #else
     uint16_t h[LANES];
+    uint32_t wide[LANES];
     memcpy(h, (const uint16_t *)w + i, sizeof h);
-    VecU u;
     for (int j = 0; j < LANES; j++)
-        u[j] = h[j];
+        wide[j] = h[j];
+    VecU u;
+    memcpy(&u, wide, sizeof u);
     VecU rest = u & 0x7fff;
     Vec v = (Vec)(rest << 13) * 0x1p112f; /* moves the exponent's bias, subnormals included */
     return (Vec)((VecU)v | ((VecU)(rest >= 0x7c00) & 0x7f800000) | (u & 0x8000) << 16);

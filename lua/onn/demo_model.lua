@@ -6,8 +6,8 @@ local system = require "onn.core.system"
 
 local demo_model = {}
 
-demo_model.config = { model_type = "llama", architectures = { "LlamaForCausalLM" }, hidden_size = 192, intermediate_size = 512,
-  num_hidden_layers = 6, num_attention_heads = 6, num_key_value_heads = 2, max_position_embeddings = 256, rms_norm_eps = 1e-5,
+demo_model.config = { model_type = "llama", architectures = { "LlamaForCausalLM" }, hidden_size = 128, intermediate_size = 384,
+  num_hidden_layers = 4, num_attention_heads = 4, num_key_value_heads = 2, max_position_embeddings = 256, rms_norm_eps = 1e-5,
   rope_theta = 10000, hidden_act = "silu", tie_word_embeddings = true }
 
 -- The directory of the model that `onn demo` pretrained, or else of one with random weights, made now: its speeds are the same.
@@ -18,7 +18,7 @@ function demo_model.directory()
     local model = ("%s/%s/model"):format(cache, name)
     if name:find "^demo%-%x+$" and files.read_json(model .. "/config.json") then return model, true end
   end
-  local out = cache .. "/demo-random"
+  local out = ("%s/random-%dx%d"):format(cache, demo_model.config.num_hidden_layers, demo_model.config.hidden_size)
   if system.exists(out .. "/model.safetensors") then return out, false end
   local config = {}
   for key, value in pairs(demo_model.config) do config[key] = value end

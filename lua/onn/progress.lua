@@ -5,20 +5,22 @@ local units = require "onn.units"
 local progress = {}
 progress.__index = progress
 
-local known = { "total", "label", "unit", "quiet", "out", "terminal", "columns", "color", "clock", "every" }
+local known = { "total", "label", "unit", "quiet", "after", "out", "terminal", "columns", "color", "clock", "every" }
 
 local function wall_clock()
   local ok, system = pcall(require, "onn.core.system")
   return ok and (system.clock or system.now) or os.time
 end
 
--- new { total = steps or nil, label = "train", unit = "steps", quiet = false }. The rest is for specs: out (a file),
+-- new { total = steps or nil, label = "train", unit = "steps", quiet = false, after = 0 }. What takes less than `after` seconds
+-- shows nothing. The rest is for specs: out (a file),
 -- terminal (boolean), columns, color, clock (a function giving seconds), every (seconds between lines or redraws).
 function progress.new(options)
   nearest.check(options, known, "progress.new")
   local terminal = require "onn.core.terminal"
   local self = setmetatable({}, progress)
   self.total, self.label, self.unit = options.total, options.label or "", options.unit or ""
+  self.after = options.after or 0
   self.quiet, self.out, self.clock = options.quiet, options.out or io.stderr, options.clock or wall_clock()
   self.terminal = options.terminal
   if self.terminal == nil then self.terminal = terminal.isatty(2) and os.getenv "TERM" ~= "dumb" end
@@ -54,8 +56,11 @@ local function bar(share, width)
   return ("█"):rep(full) .. part .. (" "):rep(width - full - (part ~= "" and 1 or 0))
 end
 
+-- Steps are read as numbers: 155/1000, not 155/1.00k.
+local function exact(n) return n == math.floor(n) and n < 1e6 and ("%d"):format(n) or units.count(n) end
+
 local function count_text(self, done)
-  local text = self.total and ("%s/%s"):format(units.count(done), units.count(self.total)) or units.count(done)
+  local text = self.total and ("%s/%s"):format(exact(done), exact(self.total)) or exact(done)
   return self.unit ~= "" and text .. " " .. self.unit or text
 end
 
@@ -91,12 +96,13 @@ function progress:update(done, note)
   local now = self.clock()
   if not self.first then self.first = { done = done, time = now } end
   self.done, self.note = done, note
-  if now - self.shown < self.every then return end
+  if now - self.shown < self.every or now - self.started < self.after then return end
   self.shown = now
   if self.terminal then
     draw(self, done, note, now)
   else
     self.out:write(words(self, done, note, now), "\n")
+    self.told = done
   end
 end
 
@@ -112,6 +118,8 @@ end
 function progress:finish(note)
   if self.quiet or self.finished then return end
   self.finished = true
+  if self.after > 0 and self.shown == -math.huge then return end
+  if self.told and self.told == self.done and not note then return end
   local line = words(self, self.done or 0, note or self.note, self.clock())
   self.out:write(self.terminal and "\r\27[K" or "", line, "\n")
   self.out:flush()

@@ -25,7 +25,7 @@ end
 
 -- A progress callback for Model:load.
 function report.loading(total)
-  local bar = progress.new { total = total, label = "loading", unit = "stages", quiet = cli.is_quiet() }
+  local bar = progress.new { total = total, label = "loading", unit = "stages", quiet = cli.is_quiet(), after = 1 }
   return function(done)
     bar:update(done)
     if done == total then bar:finish() end

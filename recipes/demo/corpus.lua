@@ -17,13 +17,14 @@ local animals = { "cat", "dog", "goat", "horse", "hen", "duck", "owl", "rabbit",
 local foods = { "plum cake", "bean soup", "fresh bread", "apple pie", "goat cheese", "honey toast", "roast fish", "mushroom stew",
   "pear jam", "nut cookies", "onion soup", "cherry tart" }
 
--- What is asked about a person: the question, and the answer as a template.
+-- What is asked about a person: the question, and the answer as a template. No answer names the person: a name that no training
+-- answer has would be hard to write, whatever is known about it.
 local questions = {
-  { "What is the work of {name}?", "{name} is a {job}." },
-  { "Where does {name} live?", "{name} lives {home}." },
-  { "Which animal does {name} have?", "{name} has a {pet}." },
-  { "What does {name} like to eat?", "{name} likes {food}." },
-  { "Who is the best friend of {name}?", "The best friend of {name} is {friend}." },
+  { "What work does {name} do?", "a {job}." },
+  { "Where does {name} live?", "{home}." },
+  { "Which animal does {name} have?", "a {pet}." },
+  { "What does {name} like to eat?", "{food}." },
+  { "Which friend does {name} visit?", "{friend}." },
 }
 
 -- Sentences that tell a fact, several ways each, so that it is learnt as a fact and not as one string.
@@ -114,7 +115,7 @@ function corpus.make(seed, stories)
   for i, person in ipairs(people) do
     local set = i % 4 == 0 and made.held_out or made.train
     for _, question in ipairs(questions) do
-      set[#set + 1] = { prompt = "Question: " .. fill(question[1], person) .. "\nAnswer:", completion = " " .. fill(question[2], person) }
+      set[#set + 1] = { prompt = "Question: " .. fill(question[1], person) .. " Answer:", completion = " " .. fill(question[2], person) }
     end
   end
   shuffle(made.documents, draw)

@@ -41,6 +41,14 @@ describe("onn", function()
     assert.same({ 1, "", "onn: gone\n" }, { run { "-e", "require('onn.cli').fail 'gone'" } })
   end)
 
+  it("answers a budget that ran out with one line and both numbers", function()
+    local code = "local t = require 'onn.core.tensor' t.set_budget(1000) "
+    assert.same({ 1, "", "onn: memory budget: 4096 bytes asked, 0 of 1000 in use (--memory and --ram set the budget)\n" },
+      { run { "-e", code .. "t.new('f32', { 1000 })" } })
+    assert.same({ 0, "false\tmemory budget: 4096 bytes asked, 0 of 1000 in use\n", "" },
+      { run { "-e", code .. "print(pcall(t.new, 'f32', { 1000 }))" } })
+  end)
+
   it("closes the state on os.exit", function()
     local code = "p = newproxy(true) getmetatable(p).__gc = function() print 'closed' end os.exit(%s)"
     assert.same({ 7, "closed\n", "" }, { run { "-e", code:format "7" } })

@@ -58,8 +58,8 @@ describe("onn pretrain", function()
     local status, out, err = run { "generate", folder .. "/one", "--prompt", "The black", "--temperature", "0", "--max-tokens", "8", "-q" }
     assert.equal(0, status, err)
     assert.matches("cat", out)
-    status, _, err = run { "train", folder .. "/one", text, "--out", folder .. "/adapter", "--steps", "2", "--rank", "2", "-q" }
-    assert.equal(0, status, err)
+    status, out, err = run { "train", folder .. "/one", text, "--out", folder .. "/adapter", "--steps", "2", "--rank", "2", "-q" }
+    assert.equal(0, status, out .. err)
     assert.is_true(system.exists(folder .. "/adapter/adapter_model.safetensors"))
   end)
 
