@@ -14,7 +14,7 @@ function report.plan(model, plans, machine, peak_flops)
   cli.note("plan      weights %s + optimizer %s + tapes %s + working %s = %s of %s; micro-batch %d, %s",
     units.bytes(plans.weights), units.bytes(plans.state), units.bytes(plans.tape), units.bytes(plans.working), units.bytes(plans.peak),
     units.bytes(machine.budget), plans.micro_batch, plans.recompute and "activations rebuilt" or "activations kept")
-  cli.note("limit     %s per token; at this machine's %s that is %.0f tokens/s", units.count(plans.flops_per_token) .. "FLOP",
+  cli.note("limit     %s per token; at this machine's %s that is %.0f tokens/s", units.operations(plans.flops_per_token),
     units.flops(peak_flops), peak_flops / plans.flops_per_token)
 end
 
