@@ -3,6 +3,7 @@
 #ifndef ONN_ISA_H
 #define ONN_ISA_H
 
+#include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -62,15 +63,18 @@ static inline void vec_store_bf16(bf16 *p, Vec v) {
 }
 static inline Vec vec_max(Vec a, Vec b) { VecI m = a > b; return (Vec)((m & (VecI)a) | (~m & (VecI)b)); }
 static inline Vec vec_min(Vec a, Vec b) { VecI m = a < b; return (Vec)((m & (VecI)a) | (~m & (VecI)b)); }
-/* Sum of the lanes, in one fixed order. */
+/* Sum of the lanes, in one fixed order: halves onto halves. */
 static inline float vec_sum(Vec v) {
-    float part[LANES], s = 0;
-    memcpy(part, &v, sizeof v);
-    for (int w = LANES / 2; w; w /= 2)
-        for (int i = 0; i < w; i++)
-            part[i] += part[i + w];
-    s = part[0];
-    return s;
+#if defined(__AVX512F__)
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#elif defined(__AVX2__)
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+#else
+    __m128 four = (__m128)v;
+#endif
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
 /* e^x, relative error under 2e-7 on [-87, 88]; 0 below, inf above; Cody-Waite reduction and a degree 6 polynomial. */
