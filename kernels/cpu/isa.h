@@ -61,6 +61,14 @@ static inline void vec_store_bf16(bf16 *p, Vec v) {
     VecH h = __builtin_convertvector((is_nan & nan) | (~is_nan & rounded), VecH);
     memcpy(p, &h, sizeof h);
 }
+/* The same for results of arithmetic, by one instruction where there is one; it makes numbers under 2^-126 zero. */
+static inline void vec_round_bf16(bf16 *p, Vec v) {
+#ifdef __AVX512BF16__
+    _mm256_storeu_si256((__m256i *)(void *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+#else
+    vec_store_bf16(p, v);
+#endif
+}
 static inline Vec vec_max(Vec a, Vec b) { VecI m = a > b; return (Vec)((m & (VecI)a) | (~m & (VecI)b)); }
 static inline Vec vec_min(Vec a, Vec b) { VecI m = a < b; return (Vec)((m & (VecI)a) | (~m & (VecI)b)); }
 /* Sum of the lanes, in one fixed order: halves onto halves. */
@@ -106,7 +114,7 @@ static inline void vec_put(void *row, Dtype dtype, int64_t i, Vec v) {
     if (dtype == F32)
         vec_store((float *)row + i, v);
     else
-        vec_store_bf16((bf16 *)row + i, v);
+        vec_round_bf16((bf16 *)row + i, v);
 }
 /* The last `n` < LANES elements; the missing lanes are 0. */
 static inline Vec vec_get_part(const void *row, Dtype dtype, int64_t i, int64_t n) {
@@ -126,7 +134,7 @@ static inline void vec_put_part(void *row, Dtype dtype, int64_t i, int64_t n, Ve
         memcpy((float *)row + i, part, (size_t)n * 4);
     } else {
         bf16 part[LANES];
-        vec_store_bf16(part, v);
+        vec_round_bf16(part, v);
         memcpy((bf16 *)row + i, part, (size_t)n * 2);
     }
 }
