@@ -1,9 +1,9 @@
 -- merge: folds a LoRA adapter into a new model directory
 local cli = require "onn.cli"
 local files = require "onn.files"
+local memory = require "onn.plan.memory"
 local merging = require "onn.merge"
 local Model = require "onn.model"
-local plan = require "onn.plan"
 local runtime = require "onn.runtime"
 local units = require "onn.units"
 
@@ -21,7 +21,7 @@ runtime.apply(opt)
 if opt.dry_run then
   local model = cli.check(Model.open(opt.model, { dtype = "f32" }))
   local config = cli.check(files.read_json(opt.adapter .. "/adapter_config.json"))
-  local bytes = plan.weight_bytes(model)
+  local bytes = memory.weights(model)
   cli.note("would fold %s (rank %s) into %s and write %s; %s of weights are loaded for it", opt.adapter, tostring(config.r), opt.model,
     opt.out, units.bytes(bytes))
   if opt.json then cli.json { out = opt.out, weight_bytes = bytes } end

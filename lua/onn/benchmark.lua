@@ -1,6 +1,7 @@
 -- Rows of a benchmark: each a set of choices with what was measured under it, and that as shares of what the machine allows.
 local json = require "onn.core.json"
 local measure = require "onn.measure"
+local memory = require "onn.plan.memory"
 local plan = require "onn.plan"
 local profile = require "onn.profile"
 local scores = require "onn.scores"
@@ -35,10 +36,10 @@ end
 
 -- The least time of prompt processing and decoding on this machine, as tokens/s: arithmetic, and one reading of the weights.
 function benchmark.inference_limits(model, p, prompt_tokens)
-  local c, weights = model.sizes, plan.weight_bytes(model)
+  local c, weights = model.sizes, memory.weights(model)
   local flops = 2 * block_weights(model) + c.layers * 2 * prompt_tokens * c.heads * c.head_size
     + 2 * c.vocabulary * c.width / prompt_tokens -- the head gives the last token's logits alone
-  local embedding = not c.tied and c.vocabulary * c.width * (model.dtype == "bf16" and 2 or 4) or 0 -- rows of it are read, not all
+  local embedding = not c.tied and memory.weight(model, model.stages[1].tensors[1]) or 0 -- rows of it are read, not all
   return profile.peak_flops(p, model.dtype) / flops, profile.memory_rate(p, "read", weights) / (weights - embedding)
 end
 

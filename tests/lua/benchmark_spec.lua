@@ -1,8 +1,14 @@
 local benchmark = require "onn.benchmark"
+local Model = require "onn.model"
 local scores = require "onn.scores"
 local seed_workload = require "onn.seed_workload"
+local stores = require "onn.core.store"
+local support = require "tests.support"
+local tiny = require "tests.tiny"
 
 describe("onn.benchmark", function()
+  teardown(support.scratch_remove)
+
   it("combines lists, the last changing fastest", function()
     local rows = benchmark.product { { "a", { 1, 2 } }, { "b", { "x", "y" } } }
     local texts = {}
@@ -25,6 +31,26 @@ describe("onn.benchmark", function()
     -- forward through everything and back to layer 0: two products per weight but the input embedding's
     local products = 14659507200 - 100352 * 5120
     assert.is_true(math.abs(whole.flops_per_sample / (32 * 4 * products) - 1) < 0.01)
+  end)
+
+  it("limits decoding by the weights that a token reads, as they are kept", function()
+    local p = { memory = { { bytes = 1, read = 1e9 } }, products = { { dtype = "f32", flops = 1e9 }, { dtype = "bf16", flops = 1e9 } } }
+    local path = tiny.model(support.scratch() .. "/untied", { tie_word_embeddings = false })
+    local matrices = 300 * 32 + 3 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32) -- the head and the blocks; the embedding is not read
+    local function read(dtype)
+      local model = assert(Model.open(path, { dtype = dtype }))
+      local _, decode = benchmark.inference_limits(model, p, 16)
+      model:close()
+      return 1e9 / decode
+    end
+    local function near(expected, got) assert.is_true(math.abs(got / expected - 1) < 0.03, got .. " for " .. expected) end
+    near(4 * matrices + 7 * 32 * 4, read "f32")
+    near(2 * matrices + 7 * 32 * 4, read "bf16")
+    local store, values = assert(stores.open(path)), {}
+    for _, name in ipairs(store:names()) do values[name] = store:read(name):to "bf16":clone() end
+    store:close()
+    assert(stores.write(path .. "/model.safetensors", values, { format = "pt" }))
+    near(2 * matrices + 7 * 32 * 4, read "f32") -- f32 arithmetic keeps matrices as they are stored
   end)
 
   it("keeps the equitable scores and says where they mislead", function()

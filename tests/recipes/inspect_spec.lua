@@ -23,10 +23,10 @@ describe("onn inspect", function()
 
   it("gives the whole analysis as JSON", function()
     local a = analysis(model)
-    local block = 2 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32
+    local block = 2 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32
     assert.equal("llama", a.architecture)
     assert.equal("transformer", a.architecture_type)
-    assert.equal(96 * 32 + 3 * block + 32, a.total_params)
+    assert.equal(300 * 32 + 3 * block + 32, a.total_params)
     assert.equal(a.total_params * 4 / 1e9, a.total_size_gb)
     assert.equal(3, a.num_layers)
     assert.same({ 32 }, a.hidden_sizes)
@@ -38,7 +38,7 @@ describe("onn inspect", function()
     for _, stage in ipairs(a.stages) do sum = sum + stage.parameters end
     assert.equal(a.total_params, sum)
     assert.same({ "model.layers.2", "block", 2, block }, { a.stages[4].name, a.stages[4].kind, a.stages[4].index, a.stages[4].parameters })
-    assert.same({ 48, 32 }, a.stages[4].tensors[6].shape)
+    assert.same({ 64, 32 }, a.stages[4].tensors[6].shape)
     assert.equal(12, #a.layer_groups.attention)
   end)
 
@@ -62,17 +62,17 @@ describe("onn inspect", function()
     assert.equal(3, a.num_layers)
     assert.matches("config.json", a.missing[1])
     assert.matches("number of heads", a.missing[2])
-    a = analysis(folder .. "/bare", "--family", "llama", "--set", "hidden_size=32", "--set", "intermediate_size=48", "--set",
-      "num_hidden_layers=3", "--set", "num_attention_heads=4", "--set", "num_key_value_heads=2", "--set", "vocab_size=96", "--set",
+    a = analysis(folder .. "/bare", "--family", "llama", "--set", "hidden_size=32", "--set", "intermediate_size=64", "--set",
+      "num_hidden_layers=3", "--set", "num_attention_heads=4", "--set", "num_key_value_heads=2", "--set", "vocab_size=300", "--set",
       "tie_word_embeddings=true", "--set", "rope_theta=10000")
     assert.is_true(a.runnable, a.missing[1])
     local wrong = tiny.model(folder .. "/wrong")
-    local config = support.read(wrong .. "/config.json"):gsub('"intermediate_size": *48', '"intermediate_size": 40')
+    local config = support.read(wrong .. "/config.json"):gsub('"intermediate_size": *64', '"intermediate_size": 40')
     support.write(wrong .. "/config.json", config)
     a = analysis(wrong)
     assert.is_false(a.runnable)
     assert.equal(9, #a.missing)
-    assert.matches("'model.layers.0.mlp.gate_proj.weight' has the shape %(48, 32%), expected %(40, 32%)", table.concat(a.missing, "\n"))
+    assert.matches("'model.layers.0.mlp.gate_proj.weight' has the shape %(64, 32%), expected %(40, 32%)", table.concat(a.missing, "\n"))
   end)
 
   it("analyses what it does not know", function()

@@ -56,6 +56,18 @@ describe("onn merge", function()
     assert.matches("rounding", text)
   end)
 
+  it("plans without writing", function()
+    local out = folder .. "/planned"
+    local status, text, err = support.run { "merge", fixtures .. "/model", fixtures .. "/all", out, "--dry-run", "--json" }
+    assert.equal(0, status, err)
+    local store, stored = stores.open(fixtures .. "/model"), 0
+    for _, name in ipairs(store:names()) do stored = stored + store:info(name).bytes end
+    local bytes = json.decode(text).weight_bytes
+    assert.is_true(bytes >= stored and bytes < 1.1 * stored, bytes .. " of " .. stored)
+    assert.matches("would fold", err)
+    assert.is_false(system.exists(out))
+  end)
+
   it("refuses in one line", function()
     local function refused(pattern, ...)
       local status, _, err = support.run { "merge", ... }

@@ -104,7 +104,10 @@ describe("onn optimize", function()
     end
     refused(1, "no such model", folder .. "/nowhere")
     refused(1, "^onn: [^:]*nowhere.safetensors", model, folder .. "/nowhere.safetensors", "-q")
-    refused(1, "^onn: [^:]*: there is no tokenizer.json", model, folder .. "/nowhere.jsonl", "-q")
+    refused(1, "^onn: [^:]*nowhere.jsonl: No such file", model, folder .. "/nowhere.jsonl", "-q")
+    local mute = tiny.model(folder .. "/mute")
+    assert(os.remove(mute .. "/tokenizer.json"))
+    refused(1, "^onn: [^:]*mute: there is no tokenizer.json", mute, tiny.data(folder .. "/data.jsonl", 4), "-q")
     refused(1, "^onn: /nowhere/x.json: No such file", model, "--budget", "3s", "--seq-len", "16", "--batch", "1", "--recompute", "off",
       "--threads", "1", "--out", "/nowhere/x.json", "-q")
     refused(2, "%-%-budget", model, "--budget", "soon")

@@ -18,15 +18,18 @@ local function elements(shape)
   return n
 end
 
--- Bytes that the weights take on the device in the model's arithmetic.
+-- Bytes that a weight, a tensor of one of the model's stages, takes on the device in the model's arithmetic.
+function memory.weight(model, t)
+  local n = elements(t.shape)
+  local each = t.vector and 4 or (model.dtype == "bf16" and 2 or model.store:info(t.name).bytes / n)
+  return taken(n * each)
+end
+
+-- Bytes of all of them.
 function memory.weights(model)
   local total = 0
   for _, stage in ipairs(model.stages) do
-    for _, t in ipairs(stage.tensors) do
-      local n = elements(t.shape)
-      local each = t.vector and 4 or (model.dtype == "bf16" and 2 or model.store:info(t.name).bytes / n)
-      total = total + taken(n * each)
-    end
+    for _, t in ipairs(stage.tensors) do total = total + memory.weight(model, t) end
   end
   return total
 end
