@@ -8,7 +8,11 @@
 #include <immintrin.h>
 #endif
 
-enum { CHAINS = 4, TOGETHER = 4 }; /* sums of one output; outputs that share a visit to the rows of x */
+enum {
+    CHAINS = 4,   /* sums of one output */
+    TOGETHER = 4, /* outputs that share a visit to the rows of x */
+    AHEAD = 4096  /* bytes */
+};
 
 INLINE Vec weights_load(const void *w, Dtype dtype, int64_t i) {
     if (dtype != F16)
@@ -51,9 +55,11 @@ INLINE Vec dot(const void *x, const void *w, int64_t depth, const Dtype xd, cons
     if (xd == BF16 && wd == BF16) {
         const bf16 *a = x, *b = w;
         for (; k + 32 * CHAINS <= depth; k += 32 * CHAINS)
-            for (int j = 0; j < CHAINS; j++)
+            for (int j = 0; j < CHAINS; j++) {
+                __builtin_prefetch((const char *)(b + k + 32 * j) + AHEAD, 0, 3); /* the processor's own stops at a page's end */
                 sum[j] = (Vec)_mm512_dpbf16_ps((__m512)sum[j], (__m512bh)_mm512_loadu_si512(a + k + 32 * j),
                                                (__m512bh)_mm512_loadu_si512(b + k + 32 * j));
+            }
         for (int j = 0; k < depth; k += 32, j++) {
             uint32_t mask = depth - k >= 32 ? 0xffffffff : (1u << (depth - k)) - 1;
             sum[j] = (Vec)_mm512_dpbf16_ps((__m512)sum[j], (__m512bh)_mm512_maskz_loadu_epi16(mask, a + k),
