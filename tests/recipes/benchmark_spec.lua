@@ -29,7 +29,7 @@ describe("onn benchmark", function()
         assert.is_true(row[key] > 0, key)
       end
       assert.same({ 2, 2, 2 }, { #row.train_samples, #row.decode_samples, #row.prefill_samples })
-      assert.is_true(math.abs(row.score_efficiency - (1 - row.loss) / 26336 * 1e10) < 1)
+      assert.is_true(math.abs(row.score_efficiency - (1 - row.loss) / 37472 * 1e10) < 1)
       assert.matches("turns the sign", row.misleading[1])
     end
     assert.equal(rows[1].decode_tokens_per_s, rows[4].decode_tokens_per_s) -- measured once
@@ -83,7 +83,7 @@ describe("onn benchmark", function()
     refused(1, "no such model", model .. "/nowhere")
     refused(2, "%-%-batch", model, "--batch", "1,x")
     refused(2, "%-o: expected one of", model, "-o", "xml")
-    refused(2, "has 64 positions", model, "--seq-len", "65")
+    refused(2, "has 128 positions", model, "--seq-len", "129")
     refused(2, "leave MODEL out", model, "--workload", "seed")
     refused(2, "a number from 1 to 40", "--workload", "seed", "--layers", "first:4")
     refused(1, "the budget is 1.00 GB: take fewer", "--workload", "seed", "--memory", "1GB", "-q")
