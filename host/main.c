@@ -376,8 +376,8 @@ static int run(lua_State *L, int argc, char **argv) {
         return 0;
     }
     lua_pushcfunction(L, open_all);
-    if ((code = call(L, 0)) != 0)
-        return code;
+    if (lua_pcall(L, 0, 0, 0)) /* no script runs yet: a traceback would say nothing */
+        return report(L);
     set_arg(L, o.script < argc ? o.script : 0, argv, argc);
     if ((code = run_options(L, argv, o.script)) != 0 && !o.interactive)
         return code;

@@ -75,7 +75,7 @@ cli.check(model:load())
 if opt.adapter then cli.check(lora.load(model, opt.adapter)) end
 signals.handle(true)
 
-local function encode(prompt) return cli.check(completion.encode(tokenizer, prompt)) end
+local function encode(prompt) return cli.check(completion.encode(tokenizer, prompt, model.sizes.vocabulary)) end
 
 local function say(_, text) io.stdout:write(text) io.stdout:flush() end
 

@@ -6,8 +6,9 @@ local stop = require "onn.stop"
 local completion = {}
 
 -- The ids (a Lua table) of a prompt: a text, or a list of messages {role, content} for the chat template.
--- Returns nil, message, code where there is no template or nothing to begin with.
-function completion.encode(tokenizer, prompt)
+-- vocabulary: how many ids the model has. Returns nil, message, code where there is no template, nothing to begin with, or an id
+-- that the model does not have.
+function completion.encode(tokenizer, prompt, vocabulary)
   local text, message, code = prompt
   if type(prompt) == "table" then
     local template
@@ -18,6 +19,11 @@ function completion.encode(tokenizer, prompt)
   end
   local ids = tokenizer:encode(text, { special = true, bos = type(prompt) == "string" }):totable()
   if #ids == 0 then return nil, "the prompt is empty", "argument" end
+  for place, id in ipairs(ids) do
+    if id >= vocabulary then
+      return nil, ("token %d of the prompt is %d; the model has ids 0 to %d"):format(place, id, vocabulary - 1), "argument"
+    end
+  end
   return ids
 end
 

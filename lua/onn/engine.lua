@@ -136,7 +136,7 @@ function Engine:generate(prompt, options, emit)
   if type(opt.stop) == "string" then opt.stop = { opt.stop } end
   if opt.chat and type(prompt) == "string" then prompt = { { role = "user", content = prompt } } end
   local tokenizer = text_tokenizer(self)
-  local ids = assert(completion.encode(tokenizer, prompt))
+  local ids = assert(completion.encode(tokenizer, prompt, self.model.sizes.vocabulary))
   local texts = completion.run(self.model, tokenizer, { ids }, opt, emit and function(_, piece) emit(piece) end)
   return texts[1]
 end

@@ -25,6 +25,12 @@ describe("onn", function()
     assert.matches("^onn: %(command line%):1: boom\nstack traceback:", err)
   end)
 
+  it("answers a wrong ONN_CPU in one line", function()
+    local status, out, err = shell("ONN_CPU=foo " .. quote(onn) .. " -e 'print(1)'")
+    assert.same({ 1, "" }, { status, out })
+    assert.equal("onn: ONN_CPU=foo: expected amx_bf16, avx512_bf16, avx512, avx2 or sse4.1\n", err)
+  end)
+
   it("answers error objects and error() without dying", function()
     local status, _, err = run { "-e", "error(setmetatable({}, { __tostring = function() return 'speaks' end }))" }
     assert.equal(1, status)

@@ -1,4 +1,5 @@
 local json = require "onn.core.json"
+local program = require "onn.core.program"
 local support = require "tests.support"
 local system = require "onn.core.system"
 local tiny = require "tests.tiny"
@@ -98,5 +99,16 @@ describe("onn generate", function()
     refused(2, "cannot go together", "--prompt", "x", "--prompts", "y")
     refused(2, "%-%-system belongs to %-%-chat", "--prompt", "x", "--system", "y")
     refused(2, "share from 0 to 1", "--prompt", "x", "--top-p", "2")
+  end)
+
+  it("refuses ids that the model does not have", function()
+    local fixture, small = program.home .. "/tests/lua/fixtures/peft/model/", folder .. "/small"
+    assert(system.mkdir_p(small))
+    for _, name in ipairs { "config.json", "model.safetensors" } do support.write(small .. "/" .. name, support.read(fixture .. name)) end
+    support.write(small .. "/tokenizer.json", support.read(model .. "/tokenizer.json"))
+    local status, out, err = support.run { "generate", small, "--prompt", "Hello" }
+    assert.equal(1, status, err)
+    assert.equal("", out)
+    assert.matches("^onn: token 1 of the prompt is %d+; the model has ids 0 to 47\n$", err)
   end)
 end)
