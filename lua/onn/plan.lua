@@ -3,7 +3,7 @@
 -- 2 for the input's gradient where it is needed, 6 per adapter weight, causal attention at half its square.
 local memory = require "onn.plan.memory"
 
-local plan = { weight_bytes = memory.weights }
+local plan = {}
 
 local function layer_set(model, layers)
   local set, count, lowest = {}, 0, math.huge

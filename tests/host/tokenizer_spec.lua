@@ -211,6 +211,10 @@ describe("the time to encode", function()
     ["byte tokens"] = "👨", ["added tokens"] = "<s>  ", ["no UTF-8"] = "\240\159" }
   local level = { type = "ByteLevel", add_prefix_space = false, use_regex = false }
   local tokens = json.array { { id = 0, content = "<s>", rstrip = true, lstrip = true }, { id = 0, content = "  ", rstrip = true } }
+  if (os.getenv "ASAN_OPTIONS" or "") ~= "" then
+    pending "grows with the text: not measured under sanitizers, whose allocator and shadow memory cost more for larger texts"
+    return
+  end
   for name, spec in pairs {
     ["words"] = with(golden.bases.bytes, { added_tokens = tokens }),
     ["one giant word"] = with(golden.bases.bytes, { pre_tokenizer = level, normalizer = { type = "NFC" } }),
