@@ -72,7 +72,7 @@ generator.prefill, generator.step = prefill, step
 -- Continues prompts (each a Lua table of ids) until `stop[id]`, options.max_tokens, or emit() returns true for that sequence.
 -- emit(sequence, id) is called for every new token but the stopping one. options: see onn.sampler, max_tokens, and together (tokens of
 -- prompts that go through the model at once).
--- Returns {prompt_tokens, new_tokens, prefill_seconds, decode_seconds, interrupted}.
+-- Returns {prompt_tokens, new_tokens, decoded, prefill_seconds, decode_seconds, decode_bytes (read from the store), interrupted}.
 function generator.run(model, prompts, stop, options, emit)
   local now = require("onn.core.system").now
   local cache = Cache.new(model, #prompts, 64)
@@ -89,6 +89,7 @@ function generator.run(model, prompts, stop, options, emit)
     end
     report.prefill_seconds = now() - began
     began = now()
+    local streamed = model:streamed()
     local limit = options.max_tokens or 128
     for position = 1, limit do
       local ids = {}
@@ -110,7 +111,7 @@ function generator.run(model, prompts, stop, options, emit)
       logits:free()
       report.decoded = report.decoded + open
     end
-    report.decode_seconds = now() - began
+    report.decode_seconds, report.decode_bytes = now() - began, model:streamed() - streamed
   end)
   cache:free()
   if not ok then error(failure, 0) end

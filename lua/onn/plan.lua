@@ -3,6 +3,8 @@
 -- with the fewest predicted seconds is taken, then the one with the lowest peak.
 -- Operations per token follow the usual count for LoRA training: 2 per weight forward, 2 for the input's gradient where it is needed,
 -- 6 per adapter weight, causal attention at half its square.
+local data = require "onn.data"
+local lora = require "onn.nn.lora"
 local memory = require "onn.plan.memory"
 
 local plan = {}
@@ -236,7 +238,7 @@ function plan.training(model, opt)
 end
 
 -- What running without gradients needs. opt: tokens (that go through together: of a prompt's part or a micro-batch), sequences (1),
--- cache (tokens of each that keys and values are kept for, or nil), seq_len, labels (losses instead of logits), rows (of logits at
+-- cache (tokens of each that keys and values are kept for, or nil), carried (tokens under way between stages; tokens), seq_len, labels (losses instead of logits), rows (of logits at
 -- once), budget, chunk, slots, prefetch, rates, adapter (its bytes).
 -- Returns {weights, cache, working, peak, slots, ring, bytes_per_sweep, seconds_per_sweep (of reading), fits, minimum, dtype}.
 function plan.inference(model, opt)
@@ -247,7 +249,7 @@ function plan.inference(model, opt)
   local cache = opt.cache and memory.cache(model, sequences, opt.cache) or 0
   local rows = opt.rows or sequences
   local out = opt.labels and m.head(1, false) or m.head(1, false) + 2 * rows * c.vocabulary * 4
-  local rest = cache + (opt.adapter or 0) + m.common + sequences * (m.batch + 2 * m.carry) + math.max(m.kept, out)
+  local rest = cache + (opt.adapter or 0) + m.common + (opt.carried or opt.tokens) * (2 * 4 * c.width + 64) + math.max(m.kept, out)
   local p = { cache = cache, working = rest - cache, dtype = model.dtype, weights = memory.weights(model), bytes_per_sweep = 0,
     seconds_per_sweep = 0 }
   p.peak = p.weights + math.max(rest, memory.loading(model))
@@ -265,6 +267,55 @@ function plan.inference(model, opt)
     p.seconds_per_sweep = p.bytes_per_sweep > 0 and p.bytes_per_sweep / rates.disk() or 0
   end
   p.fits = p.peak <= budget
+  return p
+end
+
+-- What generating from prompts (lists of ids; none: one that is still to come) needs. opt: max_tokens, budget, adapter (directory),
+-- chunk, slots, prefetch. Returns plan.inference's fields, tokens (of the longest sequence) and together (tokens of prompts at once).
+function plan.generation(model, prompts, opt, rates)
+  local longest, total = opt.max_tokens, 0
+  for _, ids in ipairs(prompts) do longest, total = math.max(longest, #ids + opt.max_tokens), total + #ids end
+  local adapter = opt.adapter and lora.bytes(opt.adapter, model) or 0
+  local function need(together)
+    return plan.inference(model, { tokens = math.min(512, together), sequences = math.max(#prompts, 1), cache = longest, seq_len = longest,
+      carried = together, budget = opt.budget, chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, adapter = adapter,
+      rates = rates })
+  end
+  local together = math.max(total, 512)
+  local p = need(together)
+  while together > 512 and not p.fits do
+    together = math.max(512, math.floor(together / 2))
+    p = need(together)
+  end
+  p.tokens, p.together = longest, together
+  return p
+end
+
+-- What the loss over `set` (of onn.data) needs: plan.inference's fields, micro_batch (rows) and together (micro-batches that go through
+-- the model stage by stage, so that it is read once for all of them). opt: batch (most rows of a micro-batch), seq_len, adapter, budget,
+-- chunk, slots, prefetch.
+function plan.evaluation(model, set, opt, rates)
+  local rows = data.rows(set, { seq_len = opt.seq_len, pack = opt.pack }):info()
+  local longest = math.min(opt.seq_len, rows.longest)
+  local adapter = opt.adapter and lora.bytes(opt.adapter, model) or 0
+  local function need(micro, together)
+    local p = plan.inference(model, { tokens = micro * longest, carried = micro * longest * together, seq_len = longest, labels = true,
+      budget = opt.budget, chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, adapter = adapter, rates = rates })
+    p.micro_batch, p.together = micro, together
+    return p
+  end
+  local micro = math.min(opt.batch, rows.rows)
+  local p = need(micro, 1)
+  while micro > 1 and not p.fits do
+    micro = math.floor(micro / 2)
+    p = need(micro, 1)
+  end
+  local most = math.ceil(rows.rows / micro)
+  while p.fits and p.bytes_per_sweep > 0 and p.together < most do -- each doubling halves what is read, while memory for it is there
+    local more = need(micro, math.min(2 * p.together, most))
+    if not more.fits or more.bytes_per_sweep / more.together >= p.bytes_per_sweep / p.together then break end
+    p = more
+  end
   return p
 end
 
