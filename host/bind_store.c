@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bind_store.h"
 #include "bind_tensor.h"
-#include "store.h"
 
 #define CLASS "onn.store"
 
@@ -12,7 +12,7 @@ typedef struct Handle {
     Store *store;
 } Handle;
 
-static Store *check_store(lua_State *L, int arg) {
+Store *check_store(lua_State *L, int arg) {
     Handle *h = luaL_checkudata(L, arg, CLASS);
     if (!h->store)
         luaL_argerror(L, arg, "this store has been closed");
