@@ -236,10 +236,10 @@ static void set_number(lua_State *L, const char *key, double value) {
     lua_setfield(L, -2, key);
 }
 
-/* stats() -> {bytes, loads, hits, waited, reading, direct, slots, slot_bytes}, totals since open; seconds */
+/* stats() -> {bytes, loads, hits, waited, reading, idle, direct, slots, slot_bytes}, totals since open; seconds */
 static int l_stats(lua_State *L) {
     StreamStats stats = stream_stats(check_stream(L));
-    lua_createtable(L, 0, 8);
+    lua_createtable(L, 0, 9);
     set_number(L, "bytes", (double)stats.bytes);
     set_number(L, "loads", (double)stats.loads);
     set_number(L, "hits", (double)stats.hits);
@@ -247,6 +247,8 @@ static int l_stats(lua_State *L) {
     set_number(L, "reading", stats.reading);
     set_number(L, "slots", (double)stats.slots);
     set_number(L, "slot_bytes", (double)stats.slot_bytes);
+    lua_pushboolean(L, stats.idle);
+    lua_setfield(L, -2, "idle");
     lua_pushboolean(L, stats.direct);
     lua_setfield(L, -2, "direct");
     return 1;
@@ -291,61 +293,13 @@ static int l_bytes(lua_State *L) {
     return outside(L, status, 1);
 }
 
-typedef struct Simulation {
-    Ring ring;
-    size_t *loaded; /* in the round so far */
-    size_t count, room;
-} Simulation;
-
-static int free_simulation(lua_State *L) {
-    Simulation *m = lua_touserdata(L, 1);
-    ring_free(&m->ring);
-    free(m->loaded);
-    m->loaded = NULL;
+static int free_ring(lua_State *L) {
+    ring_free(lua_touserdata(L, 1));
     return 0;
 }
 
-static Status put(Simulation *m, size_t unit, size_t slot) {
-    if (m->count == m->room) {
-        size_t room = m->room ? m->room * 2 : 256, *grown = realloc(m->loaded, room * sizeof *grown);
-        if (!grown)
-            return fail(ERR_MEMORY, "out of memory");
-        m->loaded = grown;
-        m->room = room;
-    }
-    m->loaded[m->count++] = unit;
-    ring_empty(&m->ring, slot);
-    ring_put(&m->ring, unit, slot);
-    return OK;
-}
-
-static Status read_ahead(Simulation *m) {
-    size_t unit, slot;
-    Status status = OK;
-    while (status == OK && ring_next(&m->ring, &unit, &slot))
-        status = put(m, unit, slot);
-    return status;
-}
-
-static Status simulate(Simulation *m, const size_t *uses, size_t length, int rounds) {
-    Status status = ring_schedule(&m->ring, uses, length);
-    for (int round = 0; round < rounds && status == OK; round++) {
-        m->count = 0;
-        for (size_t i = 0; i < length && status == OK; i++) {
-            status = read_ahead(m);
-            if (status == OK && m->ring.slot_of[uses[i]] == RING_NONE)
-                status = put(m, uses[i], ring_victim(&m->ring));
-            if (status != OK)
-                break;
-            ring_hold(&m->ring, uses[i]);
-            status = read_ahead(m);
-            ring_drop(&m->ring, uses[i]);
-        }
-    }
-    return status;
-}
-
-/* simulate{units=, slots=, schedule=, rounds=3} -> loads in the last round, units loaded in it: by a reader that is never late */
+/* simulate{units=, slots=, schedule=, rounds=3} -> loads in the last round, units loaded in it, by a reader that is never late; and how
+ * many uses it reads ahead */
 static int l_simulate(lua_State *L) {
     static const char *const known[] = {"units", "slots", "schedule", "rounds", NULL};
     luaL_checktype(L, 1, LUA_TTABLE);
@@ -358,22 +312,26 @@ static int l_simulate(lua_State *L) {
     lua_getfield(L, 1, "schedule");
     luaL_argcheck(L, lua_istable(L, 2), 1, "schedule: a list of units is expected");
     const size_t *uses = read_uses(L, 2, units, &length);
-    Simulation *m = lua_newuserdata(L, sizeof *m);
-    *m = (Simulation){0};
-    if (luaL_newmetatable(L, "onn.stream.simulation")) {
-        lua_pushcfunction(L, free_simulation);
+    Ring *ring = lua_newuserdata(L, sizeof *ring);
+    *ring = (Ring){0};
+    if (luaL_newmetatable(L, "onn.stream.ring")) {
+        lua_pushcfunction(L, free_ring);
         lua_setfield(L, -2, "__gc");
     }
     lua_setmetatable(L, -2);
-    done(L, ring_make(&m->ring, units, slots < units ? slots : units), 0);
-    done(L, simulate(m, uses, length, (int)rounds), 0);
-    lua_pushnumber(L, (double)m->count);
-    lua_createtable(L, (int)m->count, 0);
-    for (size_t i = 0; i < m->count; i++) {
-        lua_pushnumber(L, (double)m->loaded[i] + 1);
+    done(L, ring_make(ring, units, slots < units ? slots : units), 0);
+    done(L, ring_schedule(ring, uses, length), 0);
+    size_t *loaded = lua_newuserdata(L, ring_round_most(ring) * sizeof *loaded), count = 0;
+    for (int64_t round = 0; round < rounds; round++)
+        ring_round(ring, loaded, &count);
+    lua_pushnumber(L, (double)count);
+    lua_createtable(L, (int)count, 0);
+    for (size_t i = 0; i < count; i++) {
+        lua_pushnumber(L, (double)loaded[i] + 1);
         lua_rawseti(L, -2, (int)i + 1);
     }
-    return 2;
+    lua_pushnumber(L, (double)ring->ahead);
+    return 3;
 }
 
 int bind_stream(lua_State *L) {

@@ -30,7 +30,7 @@ void ring_free(Ring *r) {
     memset(r, 0, sizeof *r);
 }
 
-Status ring_schedule(Ring *r, const size_t *schedule, size_t length) {
+static Status set_schedule(Ring *r, const size_t *schedule, size_t length) {
     size_t *copy = malloc((length + 1) * sizeof *copy), *uses = malloc((length + 1) * sizeof *uses);
     size_t *first = calloc(r->units + 2, sizeof *first);
     if (!copy || !uses || !first) {
@@ -55,6 +55,7 @@ Status ring_schedule(Ring *r, const size_t *schedule, size_t length) {
     r->first_use = first;
     r->length = length;
     r->position = 0;
+    r->ahead = length;
     return OK;
 }
 
@@ -96,9 +97,10 @@ static size_t farthest(const Ring *r, size_t *away) {
 
 int ring_next(const Ring *r, size_t *unit, size_t *slot) {
     size_t d = 0, away = 0;
-    while (d < r->length && r->slot_of[r->schedule[(r->position + d) % r->length]] != RING_NONE)
+    size_t end = r->ahead < r->length ? r->ahead : r->length;
+    while (d < end && r->slot_of[r->schedule[(r->position + d) % r->length]] != RING_NONE)
         d++;
-    if (d == r->length)
+    if (d == end)
         return 0;
     *unit = r->schedule[(r->position + d) % r->length];
     *slot = farthest(r, &away);
@@ -129,3 +131,71 @@ void ring_hold(Ring *r, size_t unit) {
 }
 
 void ring_drop(Ring *r, size_t unit) { r->held[unit]--; }
+
+static void round_load(Ring *r, size_t unit, size_t slot, size_t *loaded, size_t *count) {
+    ring_empty(r, slot);
+    ring_put(r, unit, slot);
+    if (loaded)
+        loaded[*count] = unit;
+    ++*count;
+}
+
+void ring_round(Ring *r, size_t *loaded, size_t *count) {
+    *count = 0;
+    for (size_t i = 0; i < r->length; i++) {
+        size_t used = r->schedule[r->position], unit, slot;
+        while (ring_next(r, &unit, &slot))
+            round_load(r, unit, slot, loaded, count);
+        if (r->slot_of[used] == RING_NONE)
+            round_load(r, used, ring_victim(r), loaded, count);
+        ring_hold(r, used);
+        while (ring_next(r, &unit, &slot))
+            round_load(r, unit, slot, loaded, count);
+        ring_drop(r, used);
+    }
+}
+
+/* A load is for a use within this round or the next, and each use has one at most. */
+size_t ring_round_most(const Ring *r) { return 2 * r->length + 1; }
+
+enum { SETTLED = 3, COSTS = 50 }; /* rounds until loads repeat, nearly; reading ahead may cost a 50th more of them */
+
+/* Loads of all rounds but the first, reading `ahead` uses ahead from empty slots; RING_NONE without memory for it. */
+static size_t cost(const Ring *r, size_t ahead) {
+    Ring trial;
+    size_t total = 0, count;
+    if (ring_make(&trial, r->units, r->slots) != OK)
+        return RING_NONE;
+    if (set_schedule(&trial, r->schedule, r->length) != OK) {
+        ring_free(&trial);
+        return RING_NONE;
+    }
+    trial.ahead = ahead;
+    for (int round = 0; round <= SETTLED; round++) {
+        ring_round(&trial, NULL, &count);
+        total += round ? count : 0;
+    }
+    ring_free(&trial);
+    return total;
+}
+
+Status ring_schedule(Ring *r, const size_t *schedule, size_t length) {
+    Status status = set_schedule(r, schedule, length);
+    if (status != OK || length < 2)
+        return status;
+    size_t least = RING_NONE, best = length, tries = 0, costs[64], distances[64];
+    for (size_t ahead = 1; tries < 64; ahead *= 2) {
+        distances[tries] = ahead < length ? ahead : length;
+        if ((costs[tries] = cost(r, distances[tries])) == RING_NONE)
+            return OK; /* the trial had no memory: as far ahead as can be */
+        least = costs[tries] < least ? costs[tries] : least;
+        tries++;
+        if (ahead >= length || ahead >= r->slots)
+            break;
+    }
+    for (size_t i = 0; i < tries; i++)
+        if (costs[i] <= least + least / COSTS)
+            best = distances[i];
+    r->ahead = best;
+    return OK;
+}

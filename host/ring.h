@@ -16,6 +16,7 @@ typedef struct Ring {
     uint32_t *held;   /* of each unit: uses begun and not ended */
     size_t *schedule; /* uses in order, then the same again and again */
     size_t length, position; /* uses in the schedule; the next one */
+    size_t ahead;            /* uses from the position on that are loaded for */
     size_t *uses, *first_use; /* places in the schedule of unit u, ascending: uses[first_use[u]] to before uses[first_use[u + 1]] */
 } Ring;
 
@@ -23,10 +24,12 @@ typedef struct Ring {
 Status ring_make(Ring *r, size_t units, size_t slots);
 void ring_free(Ring *r);
 
-/* ring_schedule() : uses from now on, units below r->units. ERR_MEMORY leaves the old schedule. */
+/* ring_schedule() : uses from now on, units below r->units. ERR_MEMORY leaves the old schedule. How far ahead units are loaded follows from
+ * it: as far as that costs no more loads. A sweep there and back costs none; in a cycle whoever reads far ahead throws out what would have
+ * stayed. */
 Status ring_schedule(Ring *r, const size_t *uses, size_t length);
 
-/* ring_next() : the load that the schedule asks for: the first scheduled unit that is in no slot, into a free slot or in the place of the
+/* ring_next() : the load that the schedule asks for: the first unit within `ahead` uses that is in no slot, into a free slot or in the place of the
  * unit not held whose next use is farthest, if that is later than the loaded unit's own.
  * @return : 0 if there is none. */
 int ring_next(const Ring *r, size_t *unit, size_t *slot);
@@ -42,5 +45,10 @@ void ring_put(Ring *r, size_t unit, size_t slot); /* `unit` is now in `slot`, wh
  * another use of the same unit only if that is the very next. */
 void ring_hold(Ring *r, size_t unit);
 void ring_drop(Ring *r, size_t unit);
+
+/* ring_round() : all uses of the schedule once, loads being done at once: whatever can be loaded ahead is. *count: loads, which go to
+ * `loaded` (room for ring_round_most()) if that is not NULL. */
+void ring_round(Ring *r, size_t *loaded, size_t *count);
+size_t ring_round_most(const Ring *r);
 
 #endif

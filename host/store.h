@@ -38,6 +38,10 @@ Status store_check(const Store *s, const Entry *e);
  * refuses, with errno. `flags` as for open(). */
 int store_reopen(const Store *s, const Entry *e, int flags);
 
+/* store_read_rows() : rows `ids`, n of them, of a tensor with at least one dimension, one after another into `out`. Each distinct row is
+ * read once, neighbours together, several reads at a time, and nothing beside them. ERR_ARGUMENT names an id that is no row. */
+Status store_read_rows(const Store *s, const Entry *e, const int32_t *ids, size_t n, void *out);
+
 /* A store being written: declare every tensor, then put each one's bytes in the same order, then commit. */
 typedef struct StoreWriter StoreWriter;
 Status store_writer_open(const char *path, StoreWriter **out);

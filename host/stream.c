@@ -35,7 +35,7 @@ struct Stream {
     size_t wanted;   /* the unit that the consumer waits for, or RING_NONE */
     Failure failure; /* of a load, until the unit is asked for */
     int paused;      /* no reading ahead between a failure's delivery and the next call: nothing has changed that would mend it */
-    int stop, recording;
+    int stop, recording, loading;
     StreamStats stats;
     StreamEvent *events;
     size_t event_count, event_room, dropped;
@@ -69,11 +69,13 @@ static void record(Stream *s, StreamEvent e) {
 static void load(Stream *s, size_t unit, size_t slot) {
     const Unit *u = &s->units[unit];
     ring_empty(&s->ring, slot);
+    s->loading = 1;
     pthread_mutex_unlock(&s->lock);
     double began = system_now();
     Status status = unit_read(&s->io, u, s->slots + slot * s->slot_bytes);
     double ended = system_now();
     pthread_mutex_lock(&s->lock);
+    s->loading = 0;
     s->stats.reading += ended - began;
     if (status == OK) {
         ring_put(&s->ring, unit, slot);
@@ -283,6 +285,8 @@ Status stream_release(Stream *s, size_t unit) {
 StreamStats stream_stats(Stream *s) {
     pthread_mutex_lock(&s->lock);
     StreamStats stats = s->stats;
+    size_t unit, slot;
+    stats.idle = !s->loading && !choose(s, &unit, &slot);
     stats.direct = !atomic_load(&s->io.buffered);
     stats.slots = s->ring.slots;
     stats.slot_bytes = s->slot_bytes;

@@ -12,6 +12,7 @@ typedef struct StreamStats {
     uint64_t bytes, loads; /* read; units read, in all */
     uint64_t hits;         /* acquired units that were in their slot already */
     double waited, reading; /* seconds: of stream_acquire() waiting; of the reader reading */
+    int idle;               /* the reader has nothing to read now */
     int direct;             /* reads go past the page cache, all of them */
     size_t slots, slot_bytes;
 } StreamStats;

@@ -72,13 +72,7 @@ end
 
 -- Waits until the reader has nothing left to do.
 local function settle(s)
-  local loads, same = -1, 0
-  while same < 3 do
-    system.sleep(0.003)
-    local now = s:stats().loads
-    same = now == loads and same + 1 or 0
-    loads = now
-  end
+  while not s:stats().idle do system.sleep(0.0002) end
 end
 
 setup(function()
@@ -129,15 +123,17 @@ describe("a stream", function()
       for slots = 1, 7 do
         local s = opened { units = layers(6), slots = slots }
         s:schedule(order)
+        local before, after = 0, 0
         for round = 1, 3 do
-          local before = s:stats().loads
           for _, u in ipairs(order) do
             settle(s)
             assert(s:acquire(u))
             settle(s)
+            after = s:stats().loads
             s:release(u)
           end
-          assert.equal(streams.simulate { units = 6, slots = slots, schedule = order, rounds = round }, s:stats().loads - before)
+          assert.equal((streams.simulate { units = 6, slots = slots, schedule = order, rounds = round }), after - before)
+          before = after
         end
         s:close()
       end
