@@ -26,6 +26,7 @@ void new_class(lua_State *L, const char *name, const luaL_Reg *methods);
 int bind_json(lua_State *L);
 int bind_spill(lua_State *L);
 int bind_store(lua_State *L);
+int bind_stream(lua_State *L);
 int bind_system(lua_State *L);
 int bind_tensor(lua_State *L);
 int bind_ops(lua_State *L);

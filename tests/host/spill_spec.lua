@@ -270,13 +270,13 @@ describe("a scratch file on a disk that fails", function()
     if not fault then return pending "no C compiler" end
     local out = child "pwrite:8:EIO"
     assert.matches("^wait\tscratch file in .*: writing 1048576 bytes at byte 7340032: Input/output error\tio\n$", out)
-    out = child("pread:2:EIO", 2)
+    out = child("pread_back:2:EIO", 2)
     assert.matches("^read\tscratch file in .*: reading 1048576 bytes at byte 1048576: Input/output error\tio\n", out)
   end)
 
   it("goes on after short and interrupted calls", function()
     if not fault then return pending "no C compiler" end
-    for _, faults in ipairs { "pwrite:2:short", "pread:3:short", "pwrite:2:EINTR", "pread:3:EINTR" } do assert.equal("", child(faults)) end
+    for _, faults in ipairs { "pwrite:2:short", "pread_back:3:short", "pwrite:2:EINTR", "pread_back:3:EINTR" } do assert.equal("", child(faults)) end
   end)
 
   it("keeps what a small file system cannot take", function()
