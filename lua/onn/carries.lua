@@ -1,7 +1,8 @@
 -- Carries: named tensors within a quota of memory, the rest in a scratch file. The tensor that is needed last goes first; what will be
 -- needed next comes back ahead of its need.
 --   local c = carries.new { quota = 64e6, scratch = "/tmp", expected = 600e6 }
---   assert(c:put("h:3:12", hidden, 37)); local hidden = assert(c:get "h:3:12"); c:release("h:3:12"); c:clear()
+--   c:put("h:3:12", hidden, 37); local hidden = c:get "h:3:12"; c:release("h:3:12"); c:clear()
+-- A scratch file that fails raises one clear line; nothing is lost by it, and clear() frees all.
 local nearest = require "onn.nearest"
 local spills = require "onn.core.spill"
 local system = require "onn.core.system"
@@ -72,7 +73,7 @@ local function throw_out(self, e)
   end
   remove(self.here, e)
   e.tensor:free()
-  e.tensor, e.coming = nil, nil
+  e.tensor, e.coming, e.away = nil, nil, true
   self.bytes = self.bytes - e.bytes
   insert(self.away, e)
   return true
@@ -102,14 +103,18 @@ local function look_ahead(self)
     if room == nil then return nil, message, code end
     if not room or not self.spill:prefetch(e.ticket) then break end
     remove(self.away, e)
-    e.coming, self.bytes = true, self.bytes + e.bytes
+    e.coming, e.away, self.bytes = true, nil, self.bytes + e.bytes
     insert(self.here, e)
   end
   return true
 end
 
--- Takes a contiguous tensor over, first needed at `due`: smaller is sooner. Returns true, or nil, message, code where the scratch file
--- could not take what there is no room for; nothing is lost then.
+local function check(value, message)
+  if value == nil then error(message, 0) end
+  return value
+end
+
+-- Takes a contiguous tensor over, first needed at `due`: smaller is sooner. It may leave memory at once.
 function Carries:put(key, tensor, due)
   if self.entries[key] then error(("carries: there is a '%s' already"):format(key), 2) end
   if not tensor:is_contiguous() then error(("carries: '%s' is a view that is not contiguous"):format(key), 2) end
@@ -117,50 +122,31 @@ function Carries:put(key, tensor, due)
   local e = { key = key, tensor = tensors.keep(tensor), due = due, serial = self.serial, users = 0, bytes = tensor:bytes() }
   self.entries[key] = e
   self.bytes = self.bytes + e.bytes
-  if not self.spills then return true end
+  if not self.spills then return end
   insert(self.here, e)
   self.under_way = math.max(self.under_way, e.bytes)
-  local room, message, code = make_room(self, 0)
-  if room == nil then return nil, message, code end
-  return true
+  check(make_room(self, 0))
 end
 
--- The tensor, to be read, valid until it is released; or nil, message, code.
+-- The tensor, to be read, valid until it is released.
 function Carries:get(key)
   local e = self.entries[key]
   if not e then error(("carries: there is no '%s'"):format(tostring(key)), 2) end
-  if not self.spills then
-    e.users = e.users + 1
-    return e.tensor
-  end
-  local message, code
-  if e.users == 0 and not e.tensor and not e.coming then
-    local room
-    room, message, code = make_room(self, e.bytes)
-    if room == nil then return nil, message, code end
-    e.tensor, message, code = self.spill:read(e.ticket)
-    if not e.tensor then return nil, message, code end
-    remove(self.away, e)
-    self.bytes = self.bytes + e.bytes
-  elseif e.users == 0 then
-    if e.coming then
-      e.tensor, message, code = self.spill:read(e.ticket)
-      if not e.tensor then return nil, message, code end
-      e.coming = nil
+  if e.users == 0 and self.spills then
+    if not e.tensor then
+      if not e.coming then check(make_room(self, e.bytes)) end
+      e.tensor = tensors.keep(check(self.spill:read(e.ticket)))
     end
-    remove(self.here, e)
+    if e.away then
+      remove(self.away, e)
+      self.bytes = self.bytes + e.bytes
+    else
+      remove(self.here, e)
+    end
+    e.away, e.coming = nil, nil
   end
-  tensors.keep(e.tensor)
   e.users = e.users + 1
-  if self.away[1] then
-    local done
-    done, message, code = look_ahead(self)
-    if not done then
-      e.users = e.users - 1
-      if e.users == 0 then insert(self.here, e) end
-      return nil, message, code
-    end
-  end
+  if self.away[1] then check(look_ahead(self)) end
   return e.tensor
 end
 
@@ -170,22 +156,19 @@ local function forget(self, e)
   self.entries[e.key], self.count = nil, self.count - 1
 end
 
--- Ends what get() began. next_due: when it is needed again; nil: never, and it is freed. Returns true, or nil, message, code.
+-- Ends what get() began. next_due: when it is needed again; nil: never, and it is freed.
 function Carries:release(key, next_due)
   local e = self.entries[key]
   if not e or e.users == 0 then error(("carries: '%s' is not in use"):format(tostring(key)), 2) end
   e.users, e.due = e.users - 1, next_due
-  if e.users > 0 then return true end
+  if e.users > 0 then return end
   if not next_due then
     self.bytes = self.bytes - e.bytes
     forget(self, e)
-    return true
+  elseif self.spills then
+    insert(self.here, e)
+    check(make_room(self, 0))
   end
-  if not self.spills then return true end
-  insert(self.here, e)
-  local room, message, code = make_room(self, 0)
-  if room == nil then return nil, message, code end
-  return true
 end
 
 -- Frees everything, in use or not, and closes the scratch file; also after an error. More can be put afterwards.

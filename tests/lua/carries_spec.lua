@@ -31,19 +31,19 @@ local function sweep(c, boundaries, micros, held)
   for b = 1, boundaries do
     for m = 1, micros do
       if b > 1 then -- the boundary below is read, and needed once more on the way back
-        assert.is_true(holds(assert(c:get(key(b - 1, m))), (b - 1) * 100 + m))
+        assert.is_true(holds(c:get(key(b - 1, m)), (b - 1) * 100 + m))
         look()
       end
-      assert(c:put(key(b, m), tensor(b * 100 + m), b < boundaries and b * micros + m or due(b, m)))
+      c:put(key(b, m), tensor(b * 100 + m), b < boundaries and b * micros + m or due(b, m))
       look()
-      if b > 1 then assert(c:release(key(b - 1, m), due(b - 1, m))) end
+      if b > 1 then c:release(key(b - 1, m), due(b - 1, m)) end
     end
   end
   for b = boundaries, 1, -1 do
     for m = 1, micros do
-      assert.is_true(holds(assert(c:get(key(b, m))), b * 100 + m), key(b, m))
+      assert.is_true(holds(c:get(key(b, m)), b * 100 + m), key(b, m))
       look()
-      assert(c:release(key(b, m)))
+      c:release(key(b, m))
     end
   end
   return most
@@ -88,12 +88,12 @@ describe("carries", function()
     local length
     for _ = 1, 3 do
       sweep(c, 5, 4)
-      for i = 1, 20 do assert(c:put("x" .. i, tensor(i), i)) end
+      for i = 1, 20 do c:put("x" .. i, tensor(i), i) end
       length = length or c:stats().file
       assert.equal(length, c:stats().file)
       for i = 1, 20 do
-        assert.is_true(holds(assert(c:get("x" .. i)), i))
-        assert(c:release("x" .. i))
+        assert.is_true(holds(c:get("x" .. i), i))
+        c:release("x" .. i)
       end
     end
     c:clear()
@@ -101,71 +101,71 @@ describe("carries", function()
 
   it("throw out what is needed last, and write it once", function()
     local c = carries.new { quota = 4 * MB, scratch = folder }
-    for i, due in ipairs { 3, 9, 1, 7, 5 } do assert(c:put("k" .. i, tensor(i), due)) end
+    for i, due in ipairs { 3, 9, 1, 7, 5 } do c:put("k" .. i, tensor(i), due) end
     -- 9 went when 5 came; with the file open a quarter is for writes under way, so 7 went as well
     assert.equal(3 * MB, c:stats().memory)
     assert.is_true(c.entries.k2.tensor == nil and c.entries.k4.tensor == nil)
-    local k4 = assert(c:get "k4")
+    local k4 = c:get "k4"
     assert.is_true(holds(k4, 4))
-    assert(c:release("k4", 7)) -- in the file already: only dropped when its turn comes
-    assert(c:put("k6", tensor(6), 2))
+    c:release("k4", 7) -- in the file already: only dropped when its turn comes
+    c:put("k6", tensor(6), 2)
     for i = 1, 6 do
-      assert.is_true(holds(assert(c:get("k" .. i)), i))
-      assert(c:release("k" .. i, 10 + i))
+      assert.is_true(holds(c:get("k" .. i), i))
+      c:release("k" .. i, 10 + i)
     end
     assert.is_true(c:stats().written <= 6 * MB)
     for i = 1, 6 do
-      assert.is_true(holds(assert(c:get("k" .. i)), i))
-      assert(c:release("k" .. i))
+      assert.is_true(holds(c:get("k" .. i), i))
+      c:release("k" .. i)
     end
     c:clear()
   end)
 
   it("bring back ahead of need, but not in place of what is needed sooner", function()
     local c = carries.new { quota = 4 * MB, scratch = folder }
-    for i = 1, 8 do assert(c:put("k" .. i, tensor(i), i)) end -- 1, 2, 3 stay
+    for i = 1, 8 do c:put("k" .. i, tensor(i), i) end -- 1, 2, 3 stay
     assert.is_true(c.entries.k3.tensor ~= nil and c.entries.k4.tensor == nil)
-    assert(c:get "k1")
+    c:get "k1"
     assert.is_nil(c.entries.k4.coming)
-    assert(c:release "k1")
-    assert(c:get "k2")
+    c:release "k1"
+    c:get "k2"
     assert.is_true(c.entries.k4.coming)
     assert.is_nil(c.entries.k5.coming)
-    assert(c:release "k2")
+    c:release "k2"
     for i = 3, 8 do
-      assert.is_true(holds(assert(c:get("k" .. i)), i))
-      assert(c:release("k" .. i))
+      assert.is_true(holds(c:get("k" .. i), i))
+      c:release("k" .. i)
     end
     -- one on its way is given up where something sooner needs the room
-    for i = 1, 8 do assert(c:put("k" .. i, tensor(i), 10 * i)) end
-    assert(c:get "k1")
-    assert(c:release "k1")
-    assert(c:get "k2")
+    for i = 1, 8 do c:put("k" .. i, tensor(i), 10 * i) end
+    c:get "k1"
+    c:release "k1"
+    c:get "k2"
     assert.is_true(c.entries.k4.coming)
-    for i = 1, 3 do assert(c:put("s" .. i, tensor(100 + i), i)) end
+    for i = 1, 3 do c:put("s" .. i, tensor(100 + i), i) end
     assert.is_nil(c.entries.k4.coming)
     for i = 1, 3 do
-      assert.is_true(holds(assert(c:get("s" .. i)), 100 + i))
-      assert(c:release("s" .. i))
+      assert.is_true(holds(c:get("s" .. i), 100 + i))
+      c:release("s" .. i)
     end
-    assert(c:release "k2")
-    for i = 3, 8 do assert.is_true(holds(assert(c:get("k" .. i)), i)) end -- in use, all of them
+    c:release "k2"
+    for i = 3, 8 do assert.is_true(holds(c:get("k" .. i), i)) end -- in use, all of them
     assert.equal(6 * MB, c:stats().memory)
     c:clear()
   end)
 
   it("outlive scopes, may be in use twice, and are freed by clear", function()
     local c = carries.new { quota = 4 * MB, scratch = folder }
-    for i = 1, 8 do onn.scope(function() assert(c:put("k" .. i, tensor(i), i)) end) end
+    for i = 1, 8 do onn.scope(function() c:put("k" .. i, tensor(i), i) end) end
     local kept = onn.scope(function()
-      assert(c:get "k8")
+      c:get "k8"
       return nil
     end)
     assert.is_nil(kept)
     assert.equal(c:get "k8", c.entries.k8.tensor)
-    assert(c:release("k8", 1))
+    c:release("k8", 1)
     assert.is_true(holds(c.entries.k8.tensor, 8))
-    assert(c:release("k8", 1))
+    c:release("k8", 1)
     assert.error_matches(function() c:release "k8" end, "'k8' is not in use")
     assert.error_matches(function() c:get "k9" end, "there is no 'k9'")
     local t = tensor(1)
@@ -173,28 +173,27 @@ describe("carries", function()
     assert.error_matches(function() c:put("k9", t:transpose(), 1) end, "not contiguous")
     t:free()
     pcall(onn.scope, function()
-      assert(c:get "k3")
+      c:get "k3"
       error "in the middle"
     end)
     c:clear()
     assert.equal(before, used())
-    assert(c:put("k1", tensor(1), 1))
+    c:put("k1", tensor(1), 1)
     c:clear()
     assert.error_matches(function() carries.new { qouta = 1 } end, "unknown option 'qouta'; did you mean 'quota'%?")
   end)
 
   it("want the space that they may need, and a directory", function()
     local c = carries.new { quota = MB, scratch = folder, expected = 2 ^ 60 }
-    assert(c:put("a", tensor(1), 1))
-    local ok, message, code = c:put("b", tensor(2), 2)
-    assert.is_nil(ok)
+    c:put("a", tensor(1), 1)
+    local ok, message = pcall(c.put, c, "b", tensor(2), 2)
+    assert.is_false(ok)
     assert.matches("^scratch directory .*: up to [%d.]+ PB will be needed, [%d.]+ [GT]B are free$", message)
-    assert.equal("io", code)
     for _, key in ipairs { "a", "b" } do assert.is_true(c.entries[key].tensor ~= nil) end -- nothing is lost
     c:clear()
     c = carries.new { quota = 0, scratch = folder .. "/absent" }
-    ok, message = c:put("a", tensor(1), 1)
-    assert.is_nil(ok)
+    ok, message = pcall(c.put, c, "a", tensor(1), 1)
+    assert.is_false(ok)
     assert.equal(folder .. "/absent: No such file or directory", message)
     c:clear()
   end)
@@ -206,10 +205,10 @@ local carries, core = require "onn.carries", require "onn.core.tensor"
 local before = core.memory().used
 local c = carries.new { quota = 4 * 2 ^ 20, scratch = arg[1] }
 local function run()
-  for i = 1, 12 do assert(c:put("k" .. i, core.new("f32", { 256, 1024 }):fill(i), -i)) end
-  for i = 12, 1, -1 do
-    assert(assert(c:get("k" .. i)):narrow(1, 256, 1):narrow(2, 1024, 1):item() == i, "contents")
-    assert(c:release("k" .. i))
+  for i = 1, 40 do c:put("k" .. i, core.new("f32", { 256, 1024 }):fill(i), -i) end
+  for i = 1, 40 do
+    assert(c:get("k" .. i):narrow(1, 256, 1):narrow(2, 1024, 1):item() == i, "contents")
+    c:release("k" .. i)
   end
 end
 print(select(2, pcall(run)))
@@ -233,7 +232,7 @@ describe("carries on a disk that fails", function()
 
   for faults, said in pairs { ["pwrite:2:ENOSPC"] = "writing 1048576 bytes at byte %d+: No space left on device",
     ["pwrite:5:EIO"] = "writing 1048576 bytes at byte %d+: Input/output error",
-    ["pread:3:EIO"] = "reading 1048576 bytes at byte %d+: Input/output error" } do
+    ["pread_back:2:EIO"] = "reading 1048576 bytes at byte %d+: Input/output error" } do
     it("say so, and give their memory back: " .. faults, function()
       if not fault then return pending "no C compiler" end
       local status, out, err = support.shell(("ONN_FAULT=%s LD_PRELOAD=%s %s %s %s"):format(faults, support.quote(fault),

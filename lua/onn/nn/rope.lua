@@ -132,9 +132,15 @@ local length_dependent = { dynamic = true, longrope = true }
 -- was while somebody holds it: sequences of other lengths may want other angles.
 function rope.new(parameters, interleaved)
   local held = { capacity = 0 }
-  function held:upto(length)
+  -- A number that is the same for all lengths that are turned by the same angles.
+  function held:regime_of(length)
     local kind = parameters.kind
-    local regime = length_dependent[kind] and (kind == "longrope" and length > parameters.original or kind == "dynamic" and length) or 0
+    if not length_dependent[kind] then return 0 end
+    if kind == "longrope" then return length > parameters.original and 1 or 0 end
+    return length
+  end
+  function held:upto(length)
+    local kind, regime = parameters.kind, self:regime_of(length)
     if length <= self.capacity and regime == self.regime then return self.table end
     local capacity = 256
     while capacity < length do capacity = capacity * 2 end
