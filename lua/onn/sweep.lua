@@ -48,11 +48,13 @@ end
 local function key(kind, i, item) return ("%s:%d:%d"):format(kind, i, item.number) end
 local function due(self, time, item) return time + item.number / (#self.items + 1) end
 
-function Run:put(kind, i, item, tensor, time) self.carries:put(key(kind, i, item), tensor, due(self, time, item)) end
-function Run:get(kind, i, item) return self.carries:get(key(kind, i, item)) end
+local function must(value, message) return value or error(message, 0) end
+
+function Run:put(kind, i, item, tensor, time) must(self.carries:put(key(kind, i, item), tensor, due(self, time, item))) end
+function Run:get(kind, i, item) return must(self.carries:get(key(kind, i, item))) end
 
 -- Lets a carry go until `time`, or for good.
-function Run:release(kind, i, item, time) self.carries:release(key(kind, i, item), time and due(self, time, item) or nil) end
+function Run:release(kind, i, item, time) must(self.carries:release(key(kind, i, item), time and due(self, time, item) or nil)) end
 
 -- The stages in the order in which this run visits them, for the weights to be read ahead.
 function Run:announce()

@@ -49,10 +49,11 @@ end
 -- Where spilled carries and the prefix cache lie: --scratch, else in --out.
 local function scratch(opt) return opt.scratch or opt.out .. "/scratch" end
 
--- onn.carries' options of a run.
+-- onn.carries' options of a run; makes the directory where something will be spilled.
 function training.carries(opt, plans)
-  return { quota = plans.carries.quota, expected = plans.carries.expected,
-    scratch = plans.carries.quota < math.huge and scratch(opt) or nil }
+  local spills = plans.carries.quota < math.huge
+  if spills then cli.check(system.mkdir_p(scratch(opt))) end
+  return { quota = plans.carries.quota, expected = plans.carries.expected, scratch = spills and scratch(opt) or nil }
 end
 
 -- The frozen-prefix cache of a run, or nil where it has no use: nothing is frozen below, or no sample comes twice.
@@ -60,6 +61,7 @@ function training.prefix(model, opt, plans)
   if not plans.suffix_flops_per_token then return nil end
   local lowest = plans.lowest + 2
   local prefix = require "onn.prefix"
+  cli.check(system.mkdir_p(scratch(opt)))
   return prefix.open { key = prefix.key(model, lowest), quota = plans.prefix_ram, directory = scratch(opt),
     disk = (system.free_disk(opt.scratch or opt.out) or 0) * 0.9, note = function(text) cli.note("prefix    %s", text) end }
 end
