@@ -1,7 +1,7 @@
 /* Faults at chosen system calls, for a program that is started with this in LD_PRELOAD.
  * ONN_FAULT=CALL:N:ACTION   CALL: mkostemp, write, fsync, rename, unlink, rmdir, mkdir, pread; N: which one, from 1.
- *   ACTION: kill (before the call), tear (half a write, then killed), short (one byte is written or read), EINTR or EBADMSG (once), or ENOSPC, EIO: from
- *   that call on, as a full or broken disk stays so.
+ *   ACTION: kill (before the call), tear (half a write, then killed), short (one byte is written or read), EINTR or EBADMSG (once), or
+ *   ENOSPC, EIO: from that call on, as a full or broken disk stays so.
  * ONN_FAULT_LOG=FILE        one line for each such call, to learn what there is to choose from. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
