@@ -94,6 +94,8 @@ void tensor_free(Tensor *t) {
 
 size_t tensor_bytes(const Tensor *t) { return (size_t)view_count(&t->view) * dtype_size(t->view.dtype); }
 
+size_t tensor_room(const Tensor *t) { return t->storage->bytes - (size_t)((char *)t->view.data - (char *)t->storage->data); }
+
 int tensor_contiguous(const Tensor *t) {
     int64_t step = 1;
     if (!view_count(&t->view))

@@ -36,6 +36,9 @@ void tensor_free(Tensor *t);
 /* tensor_bytes() : size of the elements seen through the view. */
 size_t tensor_bytes(const Tensor *t);
 
+/* tensor_room() : bytes from the view's first element to the end of its storage, rounding up included. */
+size_t tensor_room(const Tensor *t);
+
 int tensor_contiguous(const Tensor *t);
 
 /* tensor_reshape() : ERR_ARGUMENT if the product differs or a copy would be needed; one size may be -1. */
