@@ -188,6 +188,38 @@ describe("a stream", function()
     assert.equal(wanted, copy:data())
   end)
 
+  it("holds pieces that overlap, and one twice", function()
+    local store = assert(stores.open(model))
+    local unit = { { name = "large", first = 25, rows = 50 }, { name = "large" }, { name = "large", first = 0, rows = 50 },
+      { name = "kind.F32" }, { name = "large", first = 25, rows = 50 }, { name = "kind.F32", first = 1, rows = 2 } }
+    local s = assert(streams.open(store, { units = { unit }, slots = 1 }))
+    assert(s:acquire(1))
+    for i, piece in ipairs(unit) do
+      local whole = store:read(piece.name)
+      local part = piece.rows and whole:narrow(1, piece.first + 1, piece.rows) or whole
+      assert.is_true(part:contiguous():data() == s:tensors(1)[i]:data(), i)
+    end
+    s:close()
+    store:close()
+  end)
+
+  it("is closed when nobody holds it, and leaves nothing behind", function()
+    collectgarbage()
+    collectgarbage()
+    local before = tensors.memory().used
+    local function descriptors() return #system.list "/proc/self/fd" end
+    local open = descriptors()
+    for slots = 1, 3 do
+      local s = opened { units = layers(6), slots = slots }
+      s:schedule { 1, 2, 3, 4, 5, 6 }
+      assert(s:acquire(2))
+    end
+    collectgarbage()
+    collectgarbage()
+    assert.equal(before, tensors.memory().used)
+    assert.equal(open, descriptors())
+  end)
+
   it("takes up a new schedule with what is in its slots, and serves what is not on it", function()
     local s = opened { units = layers(6), slots = 3 }
     s:schedule { 1, 2, 3 }
@@ -339,6 +371,7 @@ describe("a stream", function()
           local ok, message, code = s:acquire(u)
           if ok then
             local t = s:tensors(u)[1]
+            if arg[3] and s:stats().direct then print "direct" end
             print(u, t:data() == store:read(u == 1 and "layer1" or "large"):data())
             s:release(u)
           else
@@ -348,7 +381,8 @@ describe("a stream", function()
       end
       s:close()]])
     if os.getenv "ASAN_OPTIONS" then return pending "a preloaded library does not come before AddressSanitizer's" end
-    local function lines(direct, plan)
+    local function lines(direct, plan, told)
+      direct = direct .. (told and " told" or "")
       local code, out, errors = support.shell(("%s LD_PRELOAD=%s %s %s %s %s"):format(plan, support.quote(fault),
         support.quote(support.onn), support.quote(script), support.quote(model), direct))
       assert.equal(0, code, errors)
@@ -358,6 +392,8 @@ describe("a stream", function()
     end
     local _, opening = support.read(folder .. "/log", lines("", "ONN_FAULT_LOG=" .. folder .. "/log")):gsub("pread\n", "")
     local first = ("ONN_FAULT=pread:%d:"):format(opening + 1) -- what the stream reads first
+    assert.equal("direct", lines("true", "", true)[1])
+    assert.same({ "1\ttrue", "2\ttrue", "1\ttrue", "2\ttrue" }, lines("true", first .. "EINVAL", true)) -- through the page cache from then on
     for _, direct in ipairs { "true", "false" } do
       local healthy = { "1\ttrue", "2\ttrue", "1\ttrue", "2\ttrue" }
       assert.same(healthy, lines(direct, first .. "EINTR"))
