@@ -2,7 +2,6 @@
 local cli = require "onn.cli"
 local data = require "onn.data"
 local plan = require "onn.plan"
-local prefix = require "onn.prefix"
 local system = require "onn.core.system"
 
 local training = {}
@@ -60,6 +59,7 @@ end
 function training.prefix(model, opt, plans)
   if not plans.suffix_flops_per_token then return nil end
   local lowest = plans.lowest + 2
+  local prefix = require "onn.prefix"
   return prefix.open { key = prefix.key(model, lowest), quota = plans.prefix_ram, directory = scratch(opt),
     disk = (system.free_disk(opt.scratch or opt.out) or 0) * 0.9, note = function(text) cli.note("prefix    %s", text) end }
 end

@@ -233,7 +233,7 @@ describe("carries on a disk that fails", function()
 
   for faults, said in pairs { ["pwrite:2:ENOSPC"] = "writing 1048576 bytes at byte %d+: No space left on device",
     ["pwrite:5:EIO"] = "writing 1048576 bytes at byte %d+: Input/output error",
-    ["pread:3:EIO"] = "reading 1048576 bytes at byte %d+: Input/output error" } do
+    ["pread_back:3:EIO"] = "reading 1048576 bytes at byte %d+: Input/output error" } do
     it("say so, and give their memory back: " .. faults, function()
       if not fault then return pending "no C compiler" end
       local status, out, err = support.shell(("ONN_FAULT=%s LD_PRELOAD=%s %s %s %s"):format(faults, support.quote(fault),
