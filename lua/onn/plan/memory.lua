@@ -1,6 +1,7 @@
 -- The bytes of training: what the sweeps of onn.sweep hold at their largest moments, counted tensor by tensor as the rules of
 -- onn.autograd.rules save and make them. An upper bound: a spec compares it with what is measured.
 -- Letters: T tokens of a micro-batch; a tensor is counted by its width, in elements of the arithmetic's dtype or in f32.
+local core = require "onn.core.ops"
 local tensors = require "onn.core.tensor"
 
 local memory = {}
@@ -110,11 +111,15 @@ end
 -- Scratch of a weight's gradient: eight tiles of 128 tokens of the narrower side, packed.
 local function gradient_scratch(lines) return taken((8 * math.ceil(lines / 32) * 32 + 32 * tensors.threads()) * 128 * 4) end
 
--- Scratch of the head and its loss: a tile of 128 tokens' logits, their operands, sums of the input's gradient.
-local function head_scratch(s, vocabulary)
-  local depth = math.max(math.ceil(s.width / 32) * 32, 512)
-  return taken(128 * depth * 4 + 128 * (math.ceil(vocabulary / 32) * 32 + 16) * 4 + 128 * math.ceil(s.width / 32) * 32 * 4
-    + 32 * tensors.threads() * depth * 4 + 2048)
+-- Scratch of the head and its loss: per token a sum as wide as x and the label's row; and for at most 1024 tokens at once and one cut
+-- of the vocabulary, logits, exponentials, x and w as they are multiplied (kernels/cpu/head_loss.c).
+local function head_scratch(s, tokens, vocabulary)
+  local cut, _, native = core.head_cut, tensors.backend()
+  local entries, wide, rows = math.min(math.ceil(vocabulary / 32) * 32, cut), math.ceil(s.width / 32) * 32, math.min(tokens, 1024) + 35
+  local each = native and s.e or 4
+  return taken(tokens * 12 + (tokens + 31) * wide * 4 + tokens * s.width * s.e + 64) + taken(tokens * 4)
+    + taken(rows * wide * each + rows * entries * 4 + rows * cut * each + entries * wide * each + rows * 4
+      + tensors.threads() * 4 * (32 * math.max(s.width, cut) + 320 * 32 + 16) + 1024)
 end
 
 -- One thread's keys, values and their gradients in f32 over the longest sequence, and tiles of queries.
@@ -164,7 +169,7 @@ function memory.training(model, opt, facts)
     + 2 * taken(math.max(256, 2 * opt.seq_len) * model.sizes.rope.dims / 2 * 4)
   local product = product_scratch(s, T, math.max(s.inner, s.fused and 2 * s.inner or 0))
   local weight = opt.full and gradient_scratch(math.min(s.inner, s.width)) or gradient_scratch(s.rank)
-  local head = hold(T, s.e, { s.width, s.width }) + hold(T, 4, { 1, 1 }) + head_scratch(s, c.vocabulary)
+  local head = hold(T, s.e, { s.width, s.width }) + hold(T, 4, { 1, 1 }) + head_scratch(s, T, c.vocabulary)
     + (opt.full and gradient_scratch(s.width) or 0)
   local back = math.max(largest, wide + math.max(product, weight), largest - hold(T, 4, { s.width, s.width }) + attention_scratch(s,
     opt.seq_len))
