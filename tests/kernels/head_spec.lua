@@ -142,11 +142,11 @@ describe("head and loss", function()
   it("have the same bits whatever parts the weight comes in, any threads, any micro-batch", function()
     local vocabulary = 3 * ops.head_cut + 77
     for _, dtypes in ipairs { { "f32", "f32" }, { "f32", "f16" }, { "bf16", "bf16" } } do
-      local rows, all = 75, nil
+      local rows = 75
       local x, w, labels = gapped(dtypes[1], rows, 33, 1, -8, 8), weight(dtypes[2], vocabulary, 33), labels_of(rows, vocabulary, 3)
       for i = 10, 44 do labels[i] = -100 end
       labels[1], labels[2], labels[4], labels[5], labels[75] = 0, vocabulary - 1, ops.head_cut, ops.head_cut - 1, 2 * ops.head_cut + 31
-      all = reference.bits(ops.head_loss(x, w, ints(labels), nil, 0.5, 1.5, true))
+      local all = reference.bits(ops.head_loss(x, w, ints(labels), nil, 0.5, 1.5, true))
       for _, parts in ipairs { {}, { 1, 1, 1 }, { 2, 1 }, { 1, 2 } } do
         local nll, dx = reference.any_threads(function() return streamed(x, w, ints(labels), parts, 0.5, 1.5, true) end)
         assert.equal(all, reference.bits(nll, dx))
