@@ -29,8 +29,8 @@ void ring_free(Ring *r);
  * stayed. */
 Status ring_schedule(Ring *r, const size_t *uses, size_t length);
 
-/* ring_next() : the load that the schedule asks for: the first unit within `ahead` uses that is in no slot, into a free slot or in the place of the
- * unit not held whose next use is farthest, if that is later than the loaded unit's own.
+/* ring_next() : the load that the schedule asks for: the first unit within `ahead` uses that is in no slot, into a free slot or in the
+ * place of the unit not held whose next use is farthest, if that is later than the loaded unit's own.
  * @return : 0 if there is none. */
 int ring_next(const Ring *r, size_t *unit, size_t *slot);
 

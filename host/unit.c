@@ -9,7 +9,10 @@
 
 #include "tensor.h"
 
-enum { REQUEST = 16 << 20 }; /* bytes asked for at once: no faster beyond, and a stop is heeded soon */
+enum {
+    REQUEST = 32 << 20, /* bytes asked for at once: no faster beyond, and a stop is heeded soon */
+    GAP = 64 << 10      /* bytes between two pieces that are sooner read than asked for separately */
+};
 
 static uint64_t down(uint64_t n) { return n / UNIT_ALIGNMENT * UNIT_ALIGNMENT; }
 static uint64_t up(uint64_t n) { return down(n + UNIT_ALIGNMENT - 1); }
@@ -71,7 +74,7 @@ Status unit_lay_out(Unit *u) {
                 u->windows[u->window_count++] = (Window){.begin = down(begin), .end = down(begin), .count = 1};
             continue;
         }
-        if (same && joinable && !odd && down(begin) <= up(w->end)) {
+        if (same && joinable && !odd && begin <= w->end + GAP) {
             w->end = end > w->end ? end : w->end;
             w->count++;
         } else {

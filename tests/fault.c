@@ -1,8 +1,8 @@
 /* Faults at chosen system calls, for a program that is started with this in LD_PRELOAD.
  * ONN_FAULT=CALL:N:ACTION   CALL: mkostemp, write, fsync, rename, unlink, rmdir, mkdir, pread, or pwrite and pread_back of a file without
  *   a name; N: which one, from 1.
- *   ACTION: kill (before the call), tear (half a write, then killed), short (one byte is moved; 4096 by pwrite and pread_back), EINTR or
- *   EBADMSG (once), or ENOSPC, EIO: from that call on, as a full or broken disk stays so.
+ *   ACTION: kill (before the call), tear (half a write, then killed), short (one byte is moved; 4096 by pwrite and pread_back), EINTR,
+ *   EINVAL or EBADMSG (once), or ENOSPC, EIO: from that call on, as a full or broken disk stays so.
  * ONN_FAULT_LOG=FILE        one line for each such call, to learn what there is to choose from. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -46,7 +46,8 @@ static const char *next(const char *call) {
         return NULL;
     if (is(action, "kill"))
         raise(SIGKILL);
-    errno = is(action, "ENOSPC") ? ENOSPC : is(action, "EIO") ? EIO : is(action, "EINTR") ? EINTR : is(action, "EBADMSG") ? EBADMSG : 0;
+    errno = is(action, "ENOSPC") ? ENOSPC : is(action, "EIO") ? EIO : is(action, "EINTR") ? EINTR : is(action, "EBADMSG") ? EBADMSG
+            : is(action, "EINVAL") ? EINVAL : 0;
     return action;
 }
 

@@ -6,7 +6,7 @@ Status KERNEL(linear)(View *y, View *h, const View *x, const View *w, const View
     Product p = {.rows = view_rows(x), .cols = w->shape[0], .depth = w->shape[1], .a = side_rows(x), .b = side_matrix(w, 0),
                  .c = y->data, .dtype = y->dtype, .step = view_step(y), .bias = bias ? bias->data : NULL};
     if (lora) {
-        low = (LowRank){.low = side_rows(lora->x), .left = side_rows(lora->a), .right = side_rows(lora->b), .rank = lora->a->shape[0],
+        low = (LowRank){.low = side_rows(lora->x), .left = side_rows(lora->a), .right = side_rows(lora->b), .rank = lora->a->shape[0], .depth = p.depth,
                         .left_scale = 1, .right_scale = lora->scale, .h = h->data, .h_step = view_step(h)};
         p.low_rank = &low;
     }
@@ -18,7 +18,7 @@ Status KERNEL(linear_backward)(View *dx, View *dh, View *dropped, const View *dy
     Product p = {.rows = view_rows(dy), .cols = w->shape[1], .depth = w->shape[0], .a = side_rows(dy), .b = side_matrix(w, 1),
                  .dtype = dy->dtype, .add = add};
     if (lora) {
-        low = (LowRank){.low = p.a, .left = side_columns(lora->b), .right = side_columns(lora->a), .rank = lora->a->shape[0],
+        low = (LowRank){.low = p.a, .left = side_columns(lora->b), .right = side_columns(lora->a), .rank = lora->a->shape[0], .depth = p.depth,
                         .left_scale = lora->scale, .right_scale = 1, .h = dh->data, .h_step = view_step(dh)};
         p.low_rank = &low;
     }
@@ -29,6 +29,7 @@ Status KERNEL(linear_backward)(View *dx, View *dh, View *dropped, const View *dy
     }
     if (dropped && dx) {
         p.apart = dropped->data;
+        p.apart_dtype = dropped->dtype;
         p.apart_step = view_step(dropped);
     }
     Status status = KERNEL(product)(&p);

@@ -207,16 +207,31 @@ static void copy_lines(uint32_t *to, Side from, int64_t lines, int64_t depth) {
     }
 }
 
+/* One group of a right panel whose 32 lines lie side by side: each pair of the depth's rows is 64 bytes of both, interleaved. */
+static void pairs_along(uint32_t *to, const uint16_t *data, int64_t inner) {
+    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    for (int s = 0; s < 16; s++, data += 2 * inner, to += 32) {
+        __m512i even = _mm512_loadu_si512(data), odd = _mm512_loadu_si512(data + inner);
+        __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd); /* by fours: 0 2 4 6, 1 3 5 7 */
+        _mm512_storeu_si512(to, _mm512_permutex2var_epi64(low, first, high));
+        _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi64(low, second, high));
+    }
+}
+
 static void pack_tiles(uint32_t *to, Panel panel, Side from, int64_t lines, int64_t depth) {
     const uint16_t *data = from.data;
     if (panel == LEFT && from.inner == 1) {
         copy_lines(to, from, lines, depth);
         return;
     }
-    for (int64_t k = 0; k < depth; k += 32, to += 16 * 32)
+    int across = from.inner == 1;
+    for (int64_t k = 0; k < depth; k += 32, to += 16 * 32) {
+        if (!across && panel == RIGHT && lines >= 32 && depth - k >= 32) {
+            pairs_along(to, data + k * from.inner, from.inner);
+            continue;
+        }
         for (int at = 0; at < 32; at += 16) {
             __m512i r[16];
-            int across = from.inner == 1;
             if (across)
                 group_across(r, data + at * from.step + k, from.step, lines - at, depth - k);
             else
@@ -226,6 +241,7 @@ static void pack_tiles(uint32_t *to, Panel panel, Side from, int64_t lines, int6
             for (int i = 0; i < 16; i++)
                 _mm512_storeu_si512(panel == LEFT ? to + (at + i) * 16 : to + i * 32 + at, r[i]);
         }
+    }
 }
 #endif
 

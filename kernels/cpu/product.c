@@ -4,20 +4,30 @@
 #include <omp.h>
 
 enum {
-    /* Words of a's panels that are made at once: they stay in the second cache while all of b passes by. */
-    WORDS_AT_ONCE = 1 << 18,
-    LEAST_ROWS = 4 * BLOCK_ROWS,
-    /* Depth of b's piece that meets these rows before the next: with a's it stays in the nearest cache. Neither changes a bit. */
-    DEPTH_AT_ONCE = 320
+    ROWS_PACKED = 2048,      /* rows of a that are packed at once, fewer if they are deep, */
+    WORDS_PACKED = 1 << 22,  /* more than so many words; but at least as many rows as */
+    ROWS_AT_ONCE = 512,      /* those that one piece of b meets: */
+    PANELS_AT_ONCE = 8,      /* so many panels, ... */
+    DEPTH_AT_ONCE = 256,     /* ... about so deep. Rows and blocks then lie in the second cache, a panel in the first. */
+    UNIT_DEPTH = 32,         /* A piece is packed unit by unit (a panel wide) beside the products of the piece before it, */
+    UNITS_AHEAD = 8          /* and asked of memory so many units earlier. Nothing here changes a bit. */
 };
 
 typedef struct Job {
     const Product *p;
     const LowRank *low;
-    int pairs;
-    int64_t rank_steps, a_words, h_words, panels, left_panels;
-    float *a, *h, *left; /* packed: a and h for the rows at once, left for the whole call */
+    int pairs, threads;
+    int64_t cuts, cut_depth, at_once; /* the depth's cuts; blocks of rows packed at once */
+    int64_t a_words, b_words, h_words, right_words, low_words; /* of one panel: a's and b's are one cut deep */
+    int64_t panels, left_panels;
+    float *a, *h, *left; /* packed: a (cuts, blocks) and h for the rows at once, left (panels, cuts) for the whole call */
+    int64_t first, blocks, chunks, groups, taken; /* the rows at once, and the shares of their work */
 } Job;
+
+/* A share of the columns' panels and of the rows' blocks, at one cut of the depth; no panels: there is none. */
+typedef struct Piece {
+    int64_t panel, panels, from, to, cut;
+} Piece;
 
 /* Puts columns col.. of `rows` rows of a block where they belong, rounded to c's dtype. */
 static void block_store(const float *block, void *c, Dtype dtype, int64_t step, int64_t rows, int64_t cols) {
@@ -53,27 +63,36 @@ static void block_start(float *block, const Product *p, const void *c, int64_t c
     }
 }
 
-/* Packs block i of the rows from `first`, and makes its part of h. `own` holds a panel of the adapter's own input, then scaled h. */
-static void rows_prepare(const Job *job, int64_t first, int64_t i, float *own) {
+static inline int64_t cut_length(const Job *job, int64_t depth, int64_t cut) { return least(job->cut_depth, depth - cut * job->cut_depth); }
+static inline float *a_at(const Job *job, int64_t block, int64_t cut) { return job->a + (cut * job->at_once + block) * job->a_words; }
+
+/* Packs block i of the rows, and makes its part of h. `own` holds a panel of the adapter's own input, then the blocks of h, then h. */
+static void rows_prepare(const Job *job, int64_t i, float *own) {
     const Product *p = job->p;
     const LowRank *low = job->low;
-    int64_t row = first + i * BLOCK_ROWS, rows = least(BLOCK_ROWS, p->rows - row);
-    float block[BLOCK_ROWS * BLOCK_COLS] __attribute__((aligned(64)));
-    float *a = job->a + i * job->a_words, *scaled = own + job->a_words;
-    int same = low && low->low.data == p->a.data;
-    if (p->c || same)
-        KERNEL(panel_pack)(a, LEFT, side_at(p->a, row, 0), p->rows - row, p->depth, job->pairs);
+    int64_t row = job->first + i * BLOCK_ROWS, rows = least(BLOCK_ROWS, p->rows - row);
+    float *blocks = own + job->a_words, *scaled = blocks + job->left_panels * BLOCK_ROWS * BLOCK_COLS;
+    int same = low && low->low.data == p->a.data && low->depth == p->depth;
+    for (int64_t cut = 0; (p->c || same) && cut < job->cuts; cut++)
+        KERNEL(panel_pack)(a_at(job, i, cut), LEFT, side_at(p->a, row, cut * job->cut_depth), rows, cut_length(job, p->depth, cut), job->pairs);
     if (!low)
         return;
-    if (!same)
-        KERNEL(panel_pack)(own, LEFT, side_at(low->low, row, 0), p->rows - row, p->depth, job->pairs);
+    for (int64_t cut = 0; cut == 0 || cut * job->cut_depth < low->depth; cut++) {
+        int64_t depth = cut_length(job, low->depth, cut);
+        if (!same)
+            KERNEL(panel_pack)(own, LEFT, side_at(low->low, row, cut * job->cut_depth), rows, depth, job->pairs);
+        for (int64_t j = 0; j < job->left_panels; j++) {
+            Factors part = {same ? a_at(job, i, cut) : own,
+                            job->left + j * job->low_words + panel_steps(cut * job->cut_depth, job->pairs) * BLOCK_COLS, panel_steps(depth, job->pairs)};
+            KERNEL(block_product)(blocks + j * BLOCK_ROWS * BLOCK_COLS, cut > 0, &part, 1, rows, low->rank - j * BLOCK_COLS, job->pairs);
+        }
+    }
     Dtype dtype = low->low.dtype;
     int64_t size = (int64_t)dtype_size(dtype);
     char *h = (char *)low->h + row * low->h_step * size;
     for (int64_t j = 0; j < job->left_panels; j++) {
+        float *block = blocks + j * BLOCK_ROWS * BLOCK_COLS;
         int64_t col = j * BLOCK_COLS, cols = least(BLOCK_COLS, low->rank - col);
-        Factors part = {same ? a : own, job->left + j * panel_words(BLOCK_COLS, p->depth, job->pairs), panel_steps(p->depth, job->pairs)};
-        KERNEL(block_product)(block, 0, &part, 1, rows, cols, job->pairs);
         block_scale(block, low->left_scale);
         block_store(block, h + col * size, dtype, low->h_step, rows, cols);
         block_scale(block, low->right_scale);
@@ -83,95 +102,167 @@ static void rows_prepare(const Job *job, int64_t first, int64_t i, float *own) {
         KERNEL(panel_pack)(job->h + i * job->h_words, LEFT, (Side){scaled, dtype, low->rank, 1}, rows, low->rank, job->pairs);
 }
 
-/* Blocks from..to (counted from row `first`) of column panel j: cut by cut of the depth, every block's chain goes on where it was.
- * `own` holds the piece of b, the low rank's panel and, if the depth has several cuts, the blocks. */
-static void panel_run(const Job *job, int64_t first, int64_t from, int64_t to, int64_t j, float *own) {
+/* The next share of the work, at its first cut. */
+static Piece piece_take(Job *job) {
+    int64_t n, chunks = job->chunks, groups = job->groups;
+#pragma omp atomic capture
+    n = job->taken++;
+    if (n >= chunks * groups)
+        return (Piece){0};
+    int64_t chunk = n / groups, group = n % groups, panel = job->panels * chunk / chunks;
+    return (Piece){.panel = panel, .panels = job->panels * (chunk + 1) / chunks - panel,
+                   .from = job->blocks * group / groups, .to = job->blocks * (group + 1) / groups};
+}
+
+static inline int64_t piece_units(const Job *job, const Piece *piece) {
+    return piece->panels * count_of(cut_length(job, job->p->depth, piece->cut), UNIT_DEPTH);
+}
+
+/* Unit u of a piece of b: packed, or, with `to` NULL, asked of memory. Units follow each other as their memory does. */
+static void piece_unit(const Job *job, const Piece *piece, int64_t u, float *to) {
+    const Product *p = job->p;
+    int64_t length = cut_length(job, p->depth, piece->cut), units = count_of(length, UNIT_DEPTH);
+    int64_t j = p->b.inner == 1 ? u / units : u % piece->panels, k = (p->b.inner == 1 ? u % units : u / piece->panels) * UNIT_DEPTH;
+    int64_t col = (piece->panel + j) * BLOCK_COLS, cols = least(BLOCK_COLS, p->cols - col), depth = least(UNIT_DEPTH, length - k);
+    Side from = side_at(p->b, col, piece->cut * job->cut_depth + k);
+    if (to)
+        KERNEL(panel_pack)(to + j * job->b_words + panel_steps(k, job->pairs) * BLOCK_COLS, RIGHT, from, cols, depth, job->pairs);
+    else
+        side_prefetch(from, cols, depth, 0, 1);
+}
+
+static void piece_pack(const Job *job, const Piece *piece, int64_t from, int64_t to, float *packed) {
+    Piece after = *piece;
+    int64_t units = piece_units(job, piece);
+    after.cut++;
+    for (int64_t u = from; u < to; u++) {
+        if (u + UNITS_AHEAD < units)
+            piece_unit(job, piece, u + UNITS_AHEAD, NULL);
+        else if (after.cut < job->cuts && u + UNITS_AHEAD - units < piece_units(job, &after))
+            piece_unit(job, &after, u + UNITS_AHEAD - units, NULL);
+        piece_unit(job, piece, u, packed);
+    }
+}
+
+/* The blocks of one piece, whose part of b is packed: every block's chain goes on where it was. Meanwhile the next piece is packed. */
+static void piece_run(const Job *job, const Piece *piece, const float *packed, float *right, float *blocks, const Piece *next, float *next_packed) {
     const Product *p = job->p;
     const LowRank *low = job->low;
-    int64_t col = j * BLOCK_COLS, cols = least(BLOCK_COLS, p->cols - col), size = (int64_t)dtype_size(p->dtype);
     float single[BLOCK_ROWS * BLOCK_COLS] __attribute__((aligned(64)));
-    float *right = own + panel_words(BLOCK_COLS, DEPTH_AT_ONCE, job->pairs), *blocks = right + panel_words(BLOCK_COLS, low ? low->rank : 0, job->pairs);
-    Side next = side_at(p->b, col + omp_get_num_threads() * BLOCK_COLS, 0);
-    int64_t next_lines = least(BLOCK_COLS, p->cols - col - omp_get_num_threads() * BLOCK_COLS);
-    if (low)
-        KERNEL(panel_pack)(right, RIGHT, side_at(low->right, col, 0), p->cols - col, low->rank, job->pairs);
-    for (int64_t cut = 0; cut == 0 || cut < p->depth; cut += DEPTH_AT_ONCE) {
-        int64_t depth = least(DEPTH_AT_ONCE, p->depth - cut), a_at = panel_steps(cut, job->pairs) * BLOCK_ROWS;
-        KERNEL(panel_pack)(own, RIGHT, side_at(p->b, col, cut), p->cols - col, depth, job->pairs);
-        for (int64_t i = from; i < to; i++) {
-            int64_t row = first + i * BLOCK_ROWS, rows = least(BLOCK_ROWS, p->rows - row);
+    int64_t cut = piece->cut, steps = panel_steps(cut_length(job, p->depth, cut), job->pairs), size = (int64_t)dtype_size(p->dtype);
+    int64_t count = piece->to - piece->from, runs = piece->panels * count, units = next->panels ? piece_units(job, next) : 0;
+    for (int64_t j = 0; j < piece->panels; j++) {
+        int64_t col = (piece->panel + j) * BLOCK_COLS, cols = least(BLOCK_COLS, p->cols - col);
+        if (cut == 0 && low)
+            KERNEL(panel_pack)(right, RIGHT, side_at(low->right, col, 0), cols, low->rank, job->pairs);
+        for (int64_t i = 0; i < count; i++) {
+            int64_t block_at = piece->from + i, row = job->first + block_at * BLOCK_ROWS, rows = least(BLOCK_ROWS, p->rows - row), run = j * count + i;
             char *c = (char *)p->c + (row * p->step + col) * size;
-            float *block = p->depth > DEPTH_AT_ONCE ? blocks + (i - from) * BLOCK_ROWS * BLOCK_COLS : single;
-            Factors parts[2] = {{job->a + i * job->a_words + a_at, own, panel_steps(depth, job->pairs)}};
-            int count = 1, keep = cut > 0;
-            if (next_lines > 0)
-                side_prefetch(side_at(next, 0, cut), next_lines, depth, i - from, to - from);
+            float *block = job->cuts > 1 ? blocks + run * BLOCK_ROWS * BLOCK_COLS : single;
+            Factors parts[2] = {{a_at(job, block_at, cut), packed + j * job->b_words, steps}};
+            int factors = 1, keep = cut > 0;
             if (cut == 0 && low) {
-                Factors part = {job->h + i * job->h_words, right, job->rank_steps};
+                Factors part = {job->h + block_at * job->h_words, right, panel_steps(low->rank, job->pairs)};
                 if (p->apart) {
+                    char *apart = (char *)p->apart + (row * p->apart_step + col) * (int64_t)dtype_size(p->apart_dtype);
                     KERNEL(block_product)(block, 0, &part, 1, rows, cols, job->pairs);
-                    block_store(block, (char *)p->apart + (row * p->apart_step + col) * size, p->dtype, p->apart_step, rows, cols);
+                    block_store(block, apart, p->apart_dtype, p->apart_step, rows, cols);
                 } else {
                     parts[1] = parts[0], parts[0] = part;
-                    count = 2;
+                    factors = 2;
                 }
             }
             if (cut == 0 && (p->bias || p->add)) {
                 block_start(block, p, c, col, rows, cols);
                 keep = 1;
             }
-            KERNEL(block_product)(block, keep, parts, count, rows, cols, job->pairs);
-            if (cut + depth == p->depth)
+            KERNEL(block_product)(block, keep, parts, factors, rows, cols, job->pairs);
+            piece_pack(job, next, units * run / runs, units * (run + 1) / runs, next_packed);
+            if (cut + 1 == job->cuts)
                 block_store(block, c, p->dtype, p->step, rows, cols);
         }
     }
 }
 
+/* Shares of the rows at once: enough of them for the threads to end together, few enough that b is seldom packed again. */
+static void job_share(Job *job, int64_t first) {
+    enum { MOST = ROWS_AT_ONCE / BLOCK_ROWS, HALF = MOST / 2 };
+    job->first = first;
+    job->blocks = least(job->at_once, count_of(job->p->rows - first, BLOCK_ROWS));
+    job->groups = count_of(job->blocks, MOST);
+    job->chunks = count_of(job->panels, PANELS_AT_ONCE);
+    job->taken = 0;
+    if (job->chunks && job->chunks * job->groups < 4 * job->threads && job->blocks >= 2 * HALF)
+        job->groups = least(job->blocks / HALF, count_of(4 * job->threads, job->chunks));
+    if (job->chunks * job->groups < 2 * job->threads)
+        job->chunks = least(job->panels, count_of(4 * job->threads, job->groups));
+}
+
 Status KERNEL(product)(const Product *p) {
     const LowRank *low = p->low_rank;
-    int pairs = sides_pair(p->a.dtype, p->b.dtype), threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-    int64_t at_once = WORDS_AT_ONCE / (panel_steps(p->depth, pairs) + 1) / BLOCK_ROWS, rank = low ? low->rank : 0;
-    at_once = least(count_of(p->rows, BLOCK_ROWS), at_once > LEAST_ROWS / BLOCK_ROWS ? at_once : LEAST_ROWS / BLOCK_ROWS);
+    Job job = {.p = p, .low = low, .pairs = sides_pair(p->a.dtype, p->b.dtype), .threads = omp_in_parallel() ? 1 : omp_get_max_threads()};
+    int pairs = job.pairs;
+    int64_t rank = low ? low->rank : 0, rows_deep = WORDS_PACKED / (panel_steps(p->depth, pairs) + 1);
     if (!p->rows || (p->c && !p->cols))
         return OK;
-    Job job = {.p = p, .low = low, .pairs = pairs, .rank_steps = panel_steps(rank, pairs),
-               .a_words = panel_words(BLOCK_ROWS, p->depth, pairs), .h_words = panel_words(BLOCK_ROWS, rank, pairs),
-               .panels = p->c ? count_of(p->cols, BLOCK_COLS) : 0, .left_panels = count_of(rank, BLOCK_COLS)};
-    int64_t wide = panel_words(BLOCK_COLS, p->depth, pairs);
-    int64_t own_words = panel_words(BLOCK_COLS, DEPTH_AT_ONCE, pairs) + panel_words(BLOCK_COLS, rank, pairs) +
-                        (p->depth > DEPTH_AT_ONCE ? at_once * BLOCK_ROWS * BLOCK_COLS : 0);
-    int64_t prepare_words = low ? job.a_words + (BLOCK_ROWS * rank + 15) / 16 * 16 : 0;
+    rows_deep = rows_deep > ROWS_AT_ONCE ? least(rows_deep, ROWS_PACKED) : ROWS_AT_ONCE;
+    job.cuts = p->depth > DEPTH_AT_ONCE ? (p->depth + DEPTH_AT_ONCE / 2) / DEPTH_AT_ONCE : 1;
+    job.cut_depth = count_of(count_of(p->depth, job.cuts), UNIT_DEPTH) * UNIT_DEPTH;
+    job.cut_depth = job.cut_depth ? job.cut_depth : UNIT_DEPTH;
+    job.cuts = p->depth ? count_of(p->depth, job.cut_depth) : 1;
+    int64_t passes = count_of(p->rows, rows_deep);
+    job.at_once = count_of(count_of(p->rows, passes), BLOCK_ROWS);
+    job.a_words = panel_words(BLOCK_ROWS, job.cut_depth, pairs);
+    job.b_words = panel_words(BLOCK_COLS, job.cut_depth, pairs);
+    job.h_words = panel_words(BLOCK_ROWS, rank, pairs);
+    job.right_words = panel_words(BLOCK_COLS, rank, pairs);
+    job.low_words = low ? panel_words(BLOCK_COLS, low->depth, pairs) : 0;
+    job.panels = p->c ? count_of(p->cols, BLOCK_COLS) : 0;
+    job.left_panels = count_of(rank, BLOCK_COLS);
+    int64_t most_panels = least(PANELS_AT_ONCE, job.panels), most_blocks = least(job.at_once, ROWS_AT_ONCE / BLOCK_ROWS);
+    int64_t own_words = job.right_words + 2 * most_panels * job.b_words + (job.cuts > 1 ? most_panels * most_blocks * BLOCK_ROWS * BLOCK_COLS : 0);
+    int64_t prepare_words = low ? job.a_words + (job.left_panels * BLOCK_COLS + (rank + 15) / 16 * 16) * BLOCK_ROWS : 0;
     own_words = own_words > prepare_words ? own_words : prepare_words;
-    int64_t words = at_once * (job.a_words + job.h_words) + job.left_panels * wide + threads * own_words;
+    int64_t words = job.at_once * (job.cuts * job.a_words + job.h_words) + job.left_panels * job.low_words + job.threads * own_words;
     size_t bytes = (size_t)words * sizeof(float);
     float *scratch = scratch_alloc(bytes);
     if (!scratch)
         return ERR_MEMORY;
     job.a = scratch;
-    job.h = job.a + at_once * job.a_words;
-    job.left = job.h + at_once * job.h_words;
-    float *owned = job.left + job.left_panels * wide;
+    job.h = job.a + job.at_once * job.cuts * job.a_words;
+    job.left = job.h + job.at_once * job.h_words;
+    float *owned = job.left + job.left_panels * job.low_words;
+    job_share(&job, 0);
 #pragma omp parallel
     {
-        float *own = owned + omp_get_thread_num() * own_words;
+        float *own = owned + omp_get_thread_num() * own_words, *right = own, *packed[2] = {right + job.right_words};
+        packed[1] = packed[0] + most_panels * job.b_words;
+        float *blocks = packed[1] + most_panels * job.b_words;
         blocks_begin();
         if (low) {
 #pragma omp for schedule(static)
             for (int64_t j = 0; j < job.left_panels; j++)
-                KERNEL(panel_pack)(job.left + j * wide, RIGHT, side_at(low->left, j * BLOCK_COLS, 0),
-                                   rank - j * BLOCK_COLS, p->depth, pairs);
+                KERNEL(panel_pack)(job.left + j * job.low_words, RIGHT, side_at(low->left, j * BLOCK_COLS, 0),
+                                   rank - j * BLOCK_COLS, low->depth, pairs);
         }
-        for (int64_t first = 0; first < p->rows; first += at_once * BLOCK_ROWS) {
-            int64_t blocks = count_of(least(at_once * BLOCK_ROWS, p->rows - first), BLOCK_ROWS);
-            /* Enough pieces for the threads to end together, without packing b's panels too often. */
-            int64_t groups = job.panels ? least(count_of(blocks, 8), count_of(8 * threads, job.panels)) : 0, items = job.panels * groups;
+        for (int64_t first = 0; first < p->rows; first += job.at_once * BLOCK_ROWS) {
+            if (first) {
+#pragma omp barrier
+#pragma omp single
+                job_share(&job, first);
+            }
 #pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < blocks; i++)
-                rows_prepare(&job, first, i, own);
-#pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < items; i++) {
-                int64_t g = i % groups;
-                panel_run(&job, first, blocks * g / groups, blocks * (g + 1) / groups, i / groups, own);
+            for (int64_t i = 0; i < job.blocks; i++)
+                rows_prepare(&job, i, own);
+            Piece piece = piece_take(&job);
+            if (piece.panels)
+                piece_pack(&job, &piece, 0, piece_units(&job, &piece), packed[0]);
+            for (int side = 0; piece.panels; side = !side) {
+                Piece next = piece;
+                if (++next.cut == job.cuts)
+                    next = piece_take(&job);
+                piece_run(&job, &piece, packed[side], right, blocks, &next, packed[!side]);
+                piece = next;
             }
         }
         blocks_end();

@@ -7,7 +7,7 @@
 /* A low-rank part: h = left_scale * low left^T, rounded to h's dtype; c gets right_scale * h right^T, right_scale * h rounded once too. */
 typedef struct LowRank {
     Side low, left, right; /* (rows, depth), (rank, depth), (cols, rank) */
-    int64_t rank;
+    int64_t rank, depth;
     float left_scale, right_scale;
     void *h; /* (rows, rank), of low's dtype */
     int64_t h_step;
@@ -18,12 +18,13 @@ typedef struct Product {
     int64_t rows, cols, depth;
     Side a, b;    /* (rows, depth), (cols, depth) */
     void *c;      /* f32 or bf16, columns contiguous; NULL: only h is made */
-    Dtype dtype;  /* of c and apart */
+    Dtype dtype;  /* of c */
     int64_t step; /* from one row of c to the next */
     int add;
     const float *bias;       /* (cols), or NULL */
     const LowRank *low_rank; /* or NULL */
     void *apart;             /* if not NULL the low-rank part goes here, rounded, and not into c */
+    Dtype apart_dtype;
     int64_t apart_step;
 } Product;
 Status KERNEL(product)(const Product *p);

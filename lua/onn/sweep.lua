@@ -105,9 +105,9 @@ function Run:step(i, item)
   else
     out = scope(model.run, model.sizes, model.stages[i], carry, item.ctx)
   end
+  if self.prefix and i + 1 == self.lowest and i > 1 then self.prefix:put(item.batch, out.hidden) end
   self:put("h", i + 1, item, out.hidden, i + 1)
   if hidden and not kept then self:release("h", i, item, above and 2 * self.last - i or nil) end
-  if self.prefix and i + 1 == self.lowest and i > 1 then self.prefix:put(item.batch, out.hidden) end
   trace.span(model.stages[i].name, "forward", began, { tokens = item.batch.tokens })
 end
 

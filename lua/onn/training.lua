@@ -2,7 +2,6 @@
 local cli = require "onn.cli"
 local data = require "onn.data"
 local plan = require "onn.plan"
-local prefix = require "onn.prefix"
 local system = require "onn.core.system"
 
 local training = {}
@@ -50,17 +49,20 @@ end
 -- Where spilled carries and the prefix cache lie: --scratch, else in --out.
 local function scratch(opt) return opt.scratch or opt.out .. "/scratch" end
 
--- onn.carries' options of a run.
+-- onn.carries' options of a run; makes the directory where something will be spilled.
 function training.carries(opt, plans)
-  return { quota = plans.carries.quota, expected = plans.carries.expected,
-    scratch = plans.carries.quota < math.huge and scratch(opt) or nil }
+  local spills = plans.carries.quota < math.huge
+  if spills then cli.check(system.mkdir_p(scratch(opt))) end
+  return { quota = plans.carries.quota, expected = plans.carries.expected, scratch = spills and scratch(opt) or nil }
 end
 
 -- The frozen-prefix cache of a run, or nil where it has no use: nothing is frozen below, or no sample comes twice.
 function training.prefix(model, opt, plans)
   if not plans.suffix_flops_per_token then return nil end
   local lowest = plans.lowest + 2
-  return prefix.open { key = prefix.key(model, lowest), quota = plans.prefix_ram, directory = scratch(opt),
+  local prefix = require "onn.prefix"
+  cli.check(system.mkdir_p(scratch(opt)))
+  return prefix.open { key = prefix.key(model, lowest), quota = plans.prefix_ram, directory = scratch(opt), angles = model.angles,
     disk = (system.free_disk(opt.scratch or opt.out) or 0) * 0.9, note = function(text) cli.note("prefix    %s", text) end }
 end
 

@@ -1,6 +1,7 @@
 -- The bytes of training: what the sweeps of onn.sweep hold at their largest moments, counted tensor by tensor as the rules of
 -- onn.autograd.rules save and make them. An upper bound: a spec compares it with what is measured.
 -- Letters: T tokens of a micro-batch; a tensor is counted by its width, in elements of the arithmetic's dtype or in f32.
+local core = require "onn.core.ops"
 local tensors = require "onn.core.tensor"
 
 local memory = {}
@@ -99,22 +100,30 @@ local function block_gradients(s, tokens, trained)
   return wide + rest, wide
 end
 
--- Scratch of a product over T rows: its rows packed (at most 2048 at once, in blocks of 32), an adapter's A or B, a panel for each thread.
+-- Scratch of a product over T rows: rows packed, in blocks of 32 and cuts of the depth (at most 2048 at once, and 512 or 16 MB of them),
+-- an adapter's A or B; for each thread two pieces of the weight, of 8 panels and one cut, and 512 rows' sums of those panels.
 local function product_scratch(s, tokens, depth)
-  local rows = math.min(math.ceil(tokens / 32) * 32, 2048)
-  local deep = math.ceil(depth / 32) * 32
-  local panels = math.ceil(s.rank / 32) * 32 + 32 * tensors.threads()
-  return taken((rows + panels) * deep * s.e + (rows + 32 * tensors.threads()) * math.ceil(s.rank / 32) * 32 * s.e)
+  local rank, threads, rows = math.ceil(s.rank / 32) * 32, tensors.threads(), math.min(math.ceil(tokens / 32) * 32, 2048)
+  local cuts = math.max(1, math.floor(depth / 256 + 0.5))
+  local cut = math.ceil(depth / cuts / 32) * 32
+  local line = cuts * cut * s.e
+  local sums = cuts > 1 and 8 * 32 * math.min(rows, 512) * 4 or 0
+  return taken(math.min(rows * line, math.max(512 * line, 2 ^ 24)) + (rows * s.e + line) * rank
+    + threads * ((2 * 8 * cut + rank) * 32 * s.e + sums))
 end
 
 -- Scratch of a weight's gradient: eight tiles of 128 tokens of the narrower side, packed.
 local function gradient_scratch(lines) return taken((8 * math.ceil(lines / 32) * 32 + 32 * tensors.threads()) * 128 * 4) end
 
--- Scratch of the head and its loss: a tile of 128 tokens' logits, their operands, sums of the input's gradient.
-local function head_scratch(s, vocabulary)
-  local depth = math.max(math.ceil(s.width / 32) * 32, 512)
-  return taken(128 * depth * 4 + 128 * (math.ceil(vocabulary / 32) * 32 + 16) * 4 + 128 * math.ceil(s.width / 32) * 32 * 4
-    + 32 * tensors.threads() * depth * 4 + 2048)
+-- Scratch of the head and its loss: per token a sum as wide as x and the label's row; and for at most 1024 tokens at once and one cut
+-- of the vocabulary, logits, exponentials, x and w as they are multiplied (kernels/cpu/head_loss.c).
+local function head_scratch(s, tokens, vocabulary)
+  local cut, _, native = core.head_cut, tensors.backend()
+  local entries, wide, rows = math.min(math.ceil(vocabulary / 32) * 32, cut), math.ceil(s.width / 32) * 32, math.min(tokens, 1024) + 35
+  local each = native and s.e or 4
+  return taken(tokens * 12 + (tokens + 31) * wide * 4 + tokens * s.width * s.e + 64) + taken(tokens * 4)
+    + taken(rows * wide * each + rows * entries * 4 + rows * cut * each + entries * wide * each + rows * 4
+      + tensors.threads() * 4 * (32 * math.max(s.width, cut) + 320 * 32 + 16) + 1024)
 end
 
 -- One thread's keys, values and their gradients in f32 over the longest sequence, and tiles of queries.
@@ -172,9 +181,10 @@ function memory.micro_batch(model, opt, facts)
   -- the positions' table; lists of tiles and the like are small
   micro.common = 2 ^ 16 + 2 * taken(math.max(256, 2 * opt.seq_len) * c.rope.dims / 2 * 4)
   function micro.head(n, back)
-    local each = hold(T, s.e, { s.width }) + hold(T, 4, { 1, 1, 4 })
-    if back then each = each + hold(T, 4, { s.width }) + hold(T, s.e, { s.width, s.width }) end
-    return n * each + head_scratch(s, c.vocabulary) + 2 * carry + (opt.full and gradient_scratch(s.width) or 0)
+    local x, state = hold(T, s.e, { s.width }) + hold(T, 4, { 1, 1 }), hold(T, 4, { 3 })
+    if back then state = state + hold(T, 4, { s.width }) + hold(T, s.e, { s.width }) end
+    return n * x + (n - 1) * state + head_scratch(s, T, c.vocabulary) + hold(T, s.e, { s.width }) + 2 * carry
+      + (opt.full and gradient_scratch(s.width) or 0)
   end
   return micro
 end
