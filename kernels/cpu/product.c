@@ -125,10 +125,11 @@ static void piece_unit(const Job *job, const Piece *piece, int64_t u, float *to)
     int64_t j = p->b.inner == 1 ? u / units : u % piece->panels, k = (p->b.inner == 1 ? u % units : u / piece->panels) * UNIT_DEPTH;
     int64_t col = (piece->panel + j) * BLOCK_COLS, cols = least(BLOCK_COLS, p->cols - col), depth = least(UNIT_DEPTH, length - k);
     Side from = side_at(p->b, col, piece->cut * job->cut_depth + k);
-    if (to)
-        KERNEL(panel_pack)(to + j * job->b_words + panel_steps(k, job->pairs) * BLOCK_COLS, RIGHT, from, cols, depth, job->pairs);
-    else
+    if (!to)
         side_prefetch(from, cols, depth, 0, 1);
+    else
+        (p->rounded ? KERNEL(panel_pack_rounded) : KERNEL(panel_pack))(to + j * job->b_words + panel_steps(k, job->pairs) * BLOCK_COLS, RIGHT,
+                                                                       from, cols, depth, job->pairs);
 }
 
 static void piece_pack(const Job *job, const Piece *piece, int64_t from, int64_t to, float *packed) {
@@ -200,7 +201,7 @@ static void job_share(Job *job, int64_t first) {
 
 Status KERNEL(product)(const Product *p) {
     const LowRank *low = p->low_rank;
-    Job job = {.p = p, .low = low, .pairs = sides_pair(p->a.dtype, p->b.dtype), .threads = omp_in_parallel() ? 1 : omp_get_max_threads()};
+    Job job = {.p = p, .low = low, .pairs = sides_pair(p->a.dtype, p->rounded ? BF16 : p->b.dtype), .threads = omp_in_parallel() ? 1 : omp_get_max_threads()};
     int pairs = job.pairs;
     int64_t rank = low ? low->rank : 0, rows_deep = WORDS_PACKED / (panel_steps(p->depth, pairs) + 1);
     if (!p->rows || (p->c && !p->cols))
