@@ -141,6 +141,16 @@ static inline void vec_put_part(void *row, Dtype dtype, int64_t i, int64_t n, Ve
         memcpy((bf16 *)row + i, part, (size_t)n * 2);
     }
 }
+/* Up to LANES elements from i on, of which `n` are left in the row. */
+INLINE Vec vec_take(const void *row, Dtype dtype, int64_t i, int64_t n) {
+    return n >= LANES ? vec_get(row, dtype, i) : vec_get_part(row, dtype, i, n);
+}
+INLINE void vec_give(void *row, Dtype dtype, int64_t i, int64_t n, Vec v) {
+    if (n >= LANES)
+        vec_put(row, dtype, i, v);
+    else
+        vec_put_part(row, dtype, i, n, v);
+}
 static inline float scalar_get(const void *row, Dtype dtype, int64_t i) {
     return dtype == F32 ? ((const float *)row)[i] : bf16_to_f32(((const bf16 *)row)[i]);
 }
