@@ -141,12 +141,13 @@ static int l_gate_backward(lua_State *L) {
     return 2;
 }
 
-/* A weight (out, in), row-major or a transposed view, of a dtype that goes with activations of `dtype`. */
-static Tensor *check_weight(lua_State *L, int arg, Dtype dtype, int64_t in) {
+/* A weight (out, in), row-major or a transposed view, of a dtype that goes with activations of `dtype`; those of linear layers may be
+ * as they are stored. */
+static Tensor *check_matrix(lua_State *L, int arg, Dtype dtype, int64_t in, int stored) {
     Tensor *w = check_tensor(L, arg);
     const View *v = &w->view;
     int layout = v->dims == 2 && (v->stride[1] == 1 || v->shape[1] == 1 || v->stride[0] == 1);
-    int type = dtype == BF16 ? v->dtype == BF16 : v->dtype == F32 || v->dtype == BF16 || v->dtype == F16;
+    int type = dtype == BF16 && !stored ? v->dtype == BF16 : v->dtype == F32 || v->dtype == BF16 || v->dtype == F16;
     if (!layout || !type || (in >= 0 && v->shape[1] != in)) {
         char got[200];
         luaL_argerror(L, arg, lua_pushfstring(L, "expected a weight (out, %f) for %s activations, got %s", (double)in,
@@ -154,15 +155,16 @@ static Tensor *check_weight(lua_State *L, int arg, Dtype dtype, int64_t in) {
     }
     return w;
 }
+static Tensor *check_weight(lua_State *L, int arg, Dtype dtype, int64_t in) { return check_matrix(L, arg, dtype, in, 0); }
 
 /* Adapter a (rank, in), b (out, rank) at `arg`, `arg + 1`, scale at `arg + 2`; nil: none, and 0 is returned. */
-static int check_lora(lua_State *L, int arg, Lora *lora, const Tensor *w, Dtype dtype) {
+static int check_lora(lua_State *L, int arg, Lora *lora, const Tensor *w, int64_t out, Dtype dtype) {
     Tensor *a = optional_tensor(L, arg), *b = optional_tensor(L, arg + 1);
     if (!a)
         return 0;
     if (!b || a->view.dims != 2 || b->view.dims != 2 || a->view.dtype != dtype || b->view.dtype != dtype ||
         !tensor_contiguous(a) || !tensor_contiguous(b) || a->view.shape[1] != w->view.shape[1] ||
-        b->view.shape[0] != w->view.shape[0] || a->view.shape[0] != b->view.shape[1])
+        b->view.shape[0] != out || a->view.shape[0] != b->view.shape[1])
         luaL_argerror(L, arg, "an adapter is A (rank, in) and B (out, rank) in the activations' dtype");
     lora->a = &a->view;
     lora->b = &b->view;
@@ -197,10 +199,11 @@ static Tensor *push_output(lua_State *L, int arg, int dtype_arg, const Tensor *x
 /* linear(x, w, bias, a, b, scale, adapter_x, dtype, out) -> y [, h]; a, b, adapter_x, dtype may be nil; y is `out` if that is there */
 static int l_linear(lua_State *L) {
     Lora lora = {0};
-    Tensor *x = float_rows(L, 1), *w = check_weight(L, 2, x->view.dtype, view_width(&x->view));
+    lua_settop(L, 9);
+    Tensor *x = float_rows(L, 1), *w = check_matrix(L, 2, x->view.dtype, view_width(&x->view), 1);
     Tensor *bias = optional_vector(L, 3, F32, w->view.shape[0]), *h = NULL;
-    int adapted = check_lora(L, 4, &lora, w, x->view.dtype);
-    Tensor *source = lua_isnoneornil(L, 7) ? x : float_rows(L, 7);
+    int adapted = check_lora(L, 4, &lora, w, w->view.shape[0], x->view.dtype);
+    Tensor *source = lua_isnil(L, 7) ? x : float_rows(L, 7);
     same_shape(L, 7, source, x);
     lora.x = &source->view;
     Tensor *y = push_output(L, 9, 8, x, w->view.shape[0]);
@@ -213,28 +216,33 @@ static int l_linear(lua_State *L) {
 /* linear_decode(x, w, bias, a, b, scale, dtype, out) -> y */
 static int l_linear_decode(lua_State *L) {
     Lora lora = {0};
-    Tensor *x = float_rows(L, 1), *w = check_weight(L, 2, x->view.dtype, view_width(&x->view));
+    Tensor *x = float_rows(L, 1), *w = check_matrix(L, 2, x->view.dtype, view_width(&x->view), 1);
     Tensor *bias = optional_vector(L, 3, F32, w->view.shape[0]);
-    int adapted = check_lora(L, 4, &lora, w, x->view.dtype);
+    int adapted = check_lora(L, 4, &lora, w, w->view.shape[0], x->view.dtype);
     lora.x = &x->view;
     Tensor *y = push_output(L, 8, 7, x, w->view.shape[0]);
     RUN(L, backend()->linear_decode(&y->view, &x->view, &w->view, view_of(bias), adapted ? &lora : NULL));
     return 1;
 }
 
-/* linear_backward(dy, w, a, b, scale, dx, split, skip) -> dx, dh, dropped: dx is added to if given; split: the adapter's part
- * apart, in `dropped`; skip: no dx at all. What is not there is nil. */
+/* linear_backward(dy, w, a, b, scale, dx, split, skip, whole) -> dx, dh, dropped: dx, of dy's dtype or f32, is added to if given;
+ * split: the adapter's part apart, in `dropped`; skip: no dx at all; whole: dy of all the layer's outputs, where w is a tile of its
+ * rows and an adapter goes with it. What is not there is nil. */
 static int l_linear_backward(lua_State *L) {
     Lora lora = {0};
-    lua_settop(L, 8);
-    Tensor *dy = float_rows(L, 1), *w = check_tensor(L, 2), *dx = optional_tensor(L, 6), *dh = NULL, *dropped = NULL;
-    check_weight(L, 2, dy->view.dtype, -1);
+    lua_settop(L, 9);
+    Tensor *dy = float_rows(L, 1), *w = check_matrix(L, 2, dy->view.dtype, -1, 1), *dx = optional_tensor(L, 6), *dh = NULL, *dropped = NULL;
+    Tensor *whole = lua_isnil(L, 9) ? dy : float_rows(L, 9);
     if (w->view.shape[0] != view_width(&dy->view))
         return luaL_argerror(L, 2, "dy is not as wide as the weight's output");
-    int adapted = check_lora(L, 3, &lora, w, dy->view.dtype), add = dx != NULL, split = lua_toboolean(L, 7), skip = lua_toboolean(L, 8);
-    if (dx && (dx->view.dtype != dy->view.dtype || view_width(&dx->view) != w->view.shape[1] ||
+    if (view_rows(&whole->view) != view_rows(&dy->view) || whole->view.dtype != dy->view.dtype)
+        return luaL_argerror(L, 9, "the whole layer's dy has the rows and dtype of the tile's");
+    int adapted = check_lora(L, 3, &lora, w, view_width(&whole->view), dy->view.dtype), add = dx != NULL;
+    int split = lua_toboolean(L, 7), skip = lua_toboolean(L, 8);
+    lora.whole = &whole->view;
+    if (dx && ((dx->view.dtype != dy->view.dtype && dx->view.dtype != F32) || view_width(&dx->view) != w->view.shape[1] ||
                view_rows(&dx->view) != view_rows(&dy->view) || !tensor_contiguous(dx)))
-        return luaL_argerror(L, 6, "the gradient to add to has another shape");
+        return luaL_argerror(L, 6, "the gradient to add to has another shape or dtype");
     if (!skip && !dx)
         dx = new_rows(L, dy, dy->view.dtype, w->view.shape[1]);
     else
@@ -256,7 +264,7 @@ static int l_linear_backward(lua_State *L) {
 static int l_lora_backward(lua_State *L) {
     Tensor *da = check_tensor(L, 1), *db = check_tensor(L, 2), *dh = float_rows(L, 3), *dy = float_rows(L, 4);
     Tensor *h = float_rows(L, 5), *x = float_rows(L, 6), *b = check_tensor(L, 7);
-    Lora lora = {&x->view, NULL, &b->view, (float)luaL_checknumber(L, 8)};
+    Lora lora = {.x = &x->view, .b = &b->view, .scale = (float)luaL_checknumber(L, 8)};
     Tensor *starts = optional_starts(L, 9, view_rows(&dy->view));
     int64_t rank = view_width(&h->view), rows = view_rows(&dy->view);
     same_shape(L, 5, h, dh);

@@ -74,6 +74,7 @@ typedef struct Lora {
     const View *x; /* (rows, in): the product's input, after dropout if there is one */
     const View *a, *b;
     float scale;
+    const View *whole; /* (rows, b's out): dy of the whole layer where a gradient's w is only a tile of its rows; NULL: w is whole */
 } Lora;
 
 /* How queries see keys. Sequence s owns query tokens q_starts[s]..q_starts[s+1] and key tokens k_starts[s]..k_starts[s+1];

@@ -32,20 +32,21 @@ static inline void write_one(char *p, Dtype dtype, double v) {
     }
 }
 
-static void run_bf16_f32(float *y, const bf16 *x, int64_t n) {
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        vec_store(y + i, vec_load_bf16(x + i));
+/* Floats of one dtype to those of another, side by side. */
+INLINE void run_floats(char *y, const Dtype to, const char *x, const Dtype from, int64_t n) {
+    int64_t i = 0, ys = (int64_t)dtype_size(to), xs = (int64_t)dtype_size(from);
+    for (; i + LANES <= n; i += LANES) {
+        const void *p = x + i * xs;
+        Vec v = from == F32 ? vec_load(p) : from == BF16 ? vec_load_bf16(p) : vec_load_f16(p);
+        if (to == F32)
+            vec_store((float *)(void *)(y + i * ys), v);
+        else if (to == BF16)
+            vec_store_bf16((bf16 *)(void *)(y + i * ys), v);
+        else
+            vec_store_f16((uint16_t *)(void *)(y + i * ys), v);
+    }
     for (; i < n; i++)
-        y[i] = bf16_to_f32(x[i]);
-}
-
-static void run_f32_bf16(bf16 *y, const float *x, int64_t n) {
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        vec_store_bf16(y + i, vec_load(x + i));
-    for (; i < n; i++)
-        y[i] = f32_to_bf16(x[i]);
+        write_one(y + i * ys, to, read_one(x + i * xs, from));
 }
 
 static void convert_run(char *y, Dtype to, int64_t y_step, const char *x, Dtype from, int64_t x_step, int64_t n) {
@@ -54,9 +55,17 @@ static void convert_run(char *y, Dtype to, int64_t y_step, const char *x, Dtype 
     if (flat && to == from) {
         memcpy(y, x, (size_t)(n * xs));
     } else if (flat && to == F32 && from == BF16) {
-        run_bf16_f32((float *)y, (const bf16 *)x, n);
+        run_floats(y, F32, x, BF16, n);
     } else if (flat && to == BF16 && from == F32) {
-        run_f32_bf16((bf16 *)y, (const float *)x, n);
+        run_floats(y, BF16, x, F32, n);
+    } else if (flat && to == F32 && from == F16) {
+        run_floats(y, F32, x, F16, n);
+    } else if (flat && to == BF16 && from == F16) {
+        run_floats(y, BF16, x, F16, n);
+    } else if (flat && to == F16 && from == F32) {
+        run_floats(y, F16, x, F32, n);
+    } else if (flat && to == F16 && from == BF16) {
+        run_floats(y, F16, x, BF16, n);
     } else if (to == from) {
         for (int64_t i = 0; i < n; i++)
             memcpy(y + i * y_step * ys, x + i * x_step * xs, (size_t)xs);

@@ -11,16 +11,6 @@ typedef struct Rows {
     const View *dy, *g, *u;
 } Rows;
 
-INLINE Vec take(const void *row, Dtype dtype, int64_t i, int64_t n) {
-    return n >= LANES ? vec_get(row, dtype, i) : vec_get_part(row, dtype, i, n);
-}
-INLINE void give(void *row, Dtype dtype, int64_t i, int64_t n, Vec v) {
-    if (n >= LANES)
-        vec_put(row, dtype, i, v);
-    else
-        vec_put_part(row, dtype, i, n, v);
-}
-
 /* Two loops for each gate: its value and its slope are inlined. */
 #define GATE(name, value, slope) \
     static void name##_row(const Rows *a, int64_t r, Dtype dtype) { \
@@ -28,8 +18,8 @@ INLINE void give(void *row, Dtype dtype, int64_t i, int64_t n, Vec v) {
         void *y = row_at(a->y, r); \
         int64_t width = view_width(a->g); \
         for (int64_t i = 0; i < width; i += LANES) { \
-            Vec x = take(g, dtype, i, width - i); \
-            give(y, dtype, i, width - i, value(x) * take(u, dtype, i, width - i)); \
+            Vec x = vec_take(g, dtype, i, width - i); \
+            vec_give(y, dtype, i, width - i, value(x) * vec_take(u, dtype, i, width - i)); \
         } \
     } \
     static void name##_row_backward(const Rows *a, int64_t r, Dtype dtype) { \
@@ -38,9 +28,9 @@ INLINE void give(void *row, Dtype dtype, int64_t i, int64_t n, Vec v) {
         int64_t width = view_width(a->g); \
         for (int64_t i = 0; i < width; i += LANES) { \
             int64_t n = width - i; \
-            Vec x = take(g, dtype, i, n), d = take(dy, dtype, i, n), up = take(u, dtype, i, n); \
-            give(dg, dtype, i, n, d * up * slope(x)); \
-            give(du, dtype, i, n, d * value(x)); \
+            Vec x = vec_take(g, dtype, i, n), d = vec_take(dy, dtype, i, n), up = vec_take(u, dtype, i, n); \
+            vec_give(dg, dtype, i, n, d * up * slope(x)); \
+            vec_give(du, dtype, i, n, d * value(x)); \
         } \
     }
 GATE(silu, vec_silu, vec_silu_slope)

@@ -54,11 +54,14 @@ static inline Vec vec_load_bf16(const bf16 *p) {
     memcpy(&h, p, sizeof h);
     return (Vec)(__builtin_convertvector(h, VecU) << 16);
 }
-static inline void vec_store_bf16(bf16 *p, Vec v) {
+static inline VecH vec_to_bf16(Vec v) {
     VecU u = (VecU)v;
     VecU rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, nan = (u >> 16) | 0x40;
     VecU is_nan = (VecU)((u & 0x7fffffff) > 0x7f800000);
-    VecH h = __builtin_convertvector((is_nan & nan) | (~is_nan & rounded), VecH);
+    return __builtin_convertvector((is_nan & nan) | (~is_nan & rounded), VecH);
+}
+static inline void vec_store_bf16(bf16 *p, Vec v) {
+    VecH h = vec_to_bf16(v);
     memcpy(p, &h, sizeof h);
 }
 /* The same for results of arithmetic, by one instruction where there is one; it makes numbers under 2^-126 zero. */
@@ -137,6 +140,16 @@ static inline void vec_put_part(void *row, Dtype dtype, int64_t i, int64_t n, Ve
         vec_round_bf16(part, v);
         memcpy((bf16 *)row + i, part, (size_t)n * 2);
     }
+}
+/* Up to LANES elements from i on, of which `n` are left in the row. */
+INLINE Vec vec_take(const void *row, Dtype dtype, int64_t i, int64_t n) {
+    return n >= LANES ? vec_get(row, dtype, i) : vec_get_part(row, dtype, i, n);
+}
+INLINE void vec_give(void *row, Dtype dtype, int64_t i, int64_t n, Vec v) {
+    if (n >= LANES)
+        vec_put(row, dtype, i, v);
+    else
+        vec_put_part(row, dtype, i, n, v);
 }
 static inline float scalar_get(const void *row, Dtype dtype, int64_t i) {
     return dtype == F32 ? ((const float *)row)[i] : bf16_to_f32(((const bf16 *)row)[i]);

@@ -5,17 +5,8 @@
 
 enum { STRIP = 4 * LANES }; /* columns whose weight gradients one thread sums at a time */
 
-INLINE Vec take(const void *row, Dtype dtype, int64_t i, int64_t n) {
-    return n >= LANES ? vec_get(row, dtype, i) : vec_get_part(row, dtype, i, n);
-}
-INLINE void give(void *row, Dtype dtype, int64_t i, int64_t n, Vec v) {
-    if (n >= LANES)
-        vec_put(row, dtype, i, v);
-    else
-        vec_put_part(row, dtype, i, n, v);
-}
-/* The same of f32 parameters; NULL reads as 0. */
-INLINE Vec take_f32(const float *p, int64_t i, int64_t n) { return p ? take(p, F32, i, n) : (Vec){0}; }
+/* Elements of f32 parameters; NULL reads as 0. */
+INLINE Vec take_f32(const float *p, int64_t i, int64_t n) { return p ? vec_take(p, F32, i, n) : (Vec){0}; }
 
 /* --- forward ----------------------------------------------------------------------------------------------------------- */
 
@@ -28,7 +19,7 @@ INLINE float row_square(const void *x, Dtype dtype, int64_t width) {
             sum[j] += v * v;
         }
     for (; i < width; i += LANES) {
-        Vec v = take(x, dtype, i, width - i);
+        Vec v = vec_take(x, dtype, i, width - i);
         sum[0] += v * v;
     }
     return vec_sum(sum[0] + sum[1]);
@@ -37,7 +28,7 @@ INLINE float row_square(const void *x, Dtype dtype, int64_t width) {
 INLINE void rms_row(void *y, Dtype yd, float *rstd, const void *x, Dtype xd, const float *w, int64_t width, float eps) {
     float r = 1 / sqrtf(row_square(x, xd, width) / (float)width + eps);
     for (int64_t i = 0; i < width; i += LANES)
-        give(y, yd, i, width - i, take(x, xd, i, width - i) * r * take(w, F32, i, width - i));
+        vec_give(y, yd, i, width - i, vec_take(x, xd, i, width - i) * r * vec_take(w, F32, i, width - i));
     if (rstd)
         *rstd = r;
 }
@@ -47,7 +38,7 @@ INLINE void layer_row(void *y, Dtype yd, float *stats, const void *x, Dtype dtyp
     Vec sum = {0}, square = {0};
     int64_t i = 0, whole = width / LANES * LANES;
     for (; i < width; i += LANES)
-        sum += take(x, dtype, i, width - i);
+        sum += vec_take(x, dtype, i, width - i);
     float mean = vec_sum(sum) / (float)width;
     for (i = 0; i < whole; i += LANES) {
         Vec v = vec_get(x, dtype, i) - mean;
@@ -59,7 +50,7 @@ INLINE void layer_row(void *y, Dtype yd, float *stats, const void *x, Dtype dtyp
     float r = 1 / sqrtf(left / (float)width + eps);
     for (i = 0; i < width; i += LANES) {
         int64_t n = width - i;
-        give(y, yd, i, n, (take(x, dtype, i, n) - mean) * r * take(w, F32, i, n) + take_f32(b, i, n));
+        vec_give(y, yd, i, n, (vec_take(x, dtype, i, n) - mean) * r * vec_take(w, F32, i, n) + take_f32(b, i, n));
     }
     if (stats)
         stats[0] = mean, stats[1] = r;
@@ -120,15 +111,15 @@ INLINE void row_backward(const Norm *a, int64_t r, Dtype yd, Dtype xd) {
     Vec sum = {0}, dot = {0};
     for (int64_t i = 0; i < width; i += LANES) {
         int64_t n = width - i;
-        Vec d = take(dy, yd, i, n) * take(a->w, F32, i, n);
+        Vec d = vec_take(dy, yd, i, n) * vec_take(a->w, F32, i, n);
         sum += d;
-        dot += d * (take(x, xd, i, n) - mean); /* past the width d is 0 */
+        dot += d * (vec_take(x, xd, i, n) - mean); /* past the width d is 0 */
     }
     float middle = a->each == 2 ? vec_sum(sum) / (float)width : 0, slope = vec_sum(dot) * rstd * rstd / (float)width;
     for (int64_t i = 0; i < width; i += LANES) {
         int64_t n = width - i;
-        Vec d = take(dy, yd, i, n) * take(a->w, F32, i, n);
-        give(dx, xd, i, n, (d - middle - (take(x, xd, i, n) - mean) * slope) * rstd);
+        Vec d = vec_take(dy, yd, i, n) * vec_take(a->w, F32, i, n);
+        vec_give(dx, xd, i, n, (d - middle - (vec_take(x, xd, i, n) - mean) * slope) * rstd);
     }
 }
 
@@ -144,16 +135,16 @@ INLINE void strip_backward(const Norm *a, const int32_t *tiles, int64_t count, i
                 int64_t i = from + j * LANES;
                 if (i >= to)
                     break;
-                Vec d = take(dy, yd, i, to - i);
-                weight[j] += d * ((take(x, xd, i, to - i) - mean) * rstd);
+                Vec d = vec_take(dy, yd, i, to - i);
+                weight[j] += d * ((vec_take(x, xd, i, to - i) - mean) * rstd);
                 bias[j] += d;
             }
         }
         for (int64_t i = from; i < to; i += LANES) {
             if (dw)
-                give(dw, F32, i, to - i, take(dw, F32, i, to - i) + weight[(i - from) / LANES]);
+                vec_give(dw, F32, i, to - i, vec_take(dw, F32, i, to - i) + weight[(i - from) / LANES]);
             if (db)
-                give(db, F32, i, to - i, take(db, F32, i, to - i) + bias[(i - from) / LANES]);
+                vec_give(db, F32, i, to - i, vec_take(db, F32, i, to - i) + bias[(i - from) / LANES]);
         }
     }
 }

@@ -1,6 +1,8 @@
 /* Packing operands into panels, and the block kernel that multiplies two panels. */
 #include "panel.h"
 
+#include "half.h"
+
 #if defined(__AVX512BF16__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -257,6 +259,39 @@ void KERNEL(panel_pack)(float *to, Panel panel, Side from, int64_t lines, int64_
         pack_width(words, BLOCK_ROWS, from, lines, depth, pairs);
     else
         pack_width(words, BLOCK_COLS, from, lines, depth, pairs);
+}
+
+static void run_rounded(bf16 *to, const void *from, Dtype dtype, int64_t n) {
+    const uint16_t *half = from;
+    const float *whole = from;
+    int64_t i = 0;
+    if (dtype == F16) {
+        for (; i + LANES <= n; i += LANES)
+            vec_round_bf16(to + i, vec_load_f16(half + i)); /* no f16 is under 2^-126 */
+        for (; i < n; i++)
+            to[i] = f32_to_bf16(f16_to_f32(half[i]));
+    } else {
+        for (; i + LANES <= n; i += LANES)
+            vec_store_bf16(to + i, vec_load(whole + i));
+        for (; i < n; i++)
+            to[i] = f32_to_bf16(whole[i]);
+    }
+}
+
+void KERNEL(panel_pack_rounded)(float *to, Panel panel, Side from, int64_t lines, int64_t depth, int pairs) {
+    enum { MOST_LINES = (int)BLOCK_ROWS > (int)BLOCK_COLS ? (int)BLOCK_ROWS : (int)BLOCK_COLS, PART = 64 };
+    bf16 part[MOST_LINES * PART];
+    int64_t width = panel_width(panel), n = least(lines, width), across = from.inner == 1 || depth == 1;
+    for (int64_t k = 0; k < depth; k += PART, to += panel_steps(PART, pairs) * width) {
+        int64_t deep = least(PART, depth - k);
+        if (across)
+            for (int64_t i = 0; i < n; i++)
+                run_rounded(part + i * PART, side_at(from, i, k).data, from.dtype, deep);
+        else
+            for (int64_t i = 0; i < deep; i++)
+                run_rounded(part + i * MOST_LINES, side_at(from, 0, k + i).data, from.dtype, n);
+        KERNEL(panel_pack)(to, panel, (Side){part, BF16, across ? PART : 1, across ? 1 : MOST_LINES}, n, deep, pairs);
+    }
 }
 
 /* --- the block ------------------------------------------------------------------------------------------------------- */

@@ -61,6 +61,8 @@ static inline int64_t panel_words(int width, int64_t depth, int pairs) {
 /* panel_pack() : as many of `lines` lines of `from` as the panel is wide, `depth` deep; missing lines, and what fills the last
  * step, are 0. */
 void KERNEL(panel_pack)(float *to, Panel panel, Side from, int64_t lines, int64_t depth, int pairs);
+/* panel_pack_rounded() : the same of f32 or f16 rounded to bf16 first; lines or depth contiguous, or only one of them. */
+void KERNEL(panel_pack_rounded)(float *to, Panel panel, Side from, int64_t lines, int64_t depth, int pairs);
 
 /* blocks_begin(), blocks_end() : around all block_product() calls of one thread in one parallel region. */
 #ifdef __AMX_BF16__

@@ -74,7 +74,8 @@ static void rows_prepare(const Job *job, int64_t i, float *own) {
     float *blocks = own + job->a_words, *scaled = blocks + job->left_panels * BLOCK_ROWS * BLOCK_COLS;
     int same = low && low->low.data == p->a.data && low->depth == p->depth;
     for (int64_t cut = 0; (p->c || same) && cut < job->cuts; cut++)
-        KERNEL(panel_pack)(a_at(job, i, cut), LEFT, side_at(p->a, row, cut * job->cut_depth), rows, cut_length(job, p->depth, cut), job->pairs);
+        KERNEL(panel_pack)(a_at(job, i, cut), LEFT, side_at(p->a, row, cut * job->cut_depth), rows, cut_length(job, p->depth, cut),
+                           job->pairs);
     if (!low)
         return;
     for (int64_t cut = 0; cut == 0 || cut * job->cut_depth < low->depth; cut++) {
@@ -82,8 +83,8 @@ static void rows_prepare(const Job *job, int64_t i, float *own) {
         if (!same)
             KERNEL(panel_pack)(own, LEFT, side_at(low->low, row, cut * job->cut_depth), rows, depth, job->pairs);
         for (int64_t j = 0; j < job->left_panels; j++) {
-            Factors part = {same ? a_at(job, i, cut) : own,
-                            job->left + j * job->low_words + panel_steps(cut * job->cut_depth, job->pairs) * BLOCK_COLS, panel_steps(depth, job->pairs)};
+            const float *left = job->left + j * job->low_words + panel_steps(cut * job->cut_depth, job->pairs) * BLOCK_COLS;
+            Factors part = {same ? a_at(job, i, cut) : own, left, panel_steps(depth, job->pairs)};
             KERNEL(block_product)(blocks + j * BLOCK_ROWS * BLOCK_COLS, cut > 0, &part, 1, rows, low->rank - j * BLOCK_COLS, job->pairs);
         }
     }
@@ -125,10 +126,15 @@ static void piece_unit(const Job *job, const Piece *piece, int64_t u, float *to)
     int64_t j = p->b.inner == 1 ? u / units : u % piece->panels, k = (p->b.inner == 1 ? u % units : u / piece->panels) * UNIT_DEPTH;
     int64_t col = (piece->panel + j) * BLOCK_COLS, cols = least(BLOCK_COLS, p->cols - col), depth = least(UNIT_DEPTH, length - k);
     Side from = side_at(p->b, col, piece->cut * job->cut_depth + k);
-    if (to)
-        KERNEL(panel_pack)(to + j * job->b_words + panel_steps(k, job->pairs) * BLOCK_COLS, RIGHT, from, cols, depth, job->pairs);
-    else
+    if (!to) {
         side_prefetch(from, cols, depth, 0, 1);
+        return;
+    }
+    to += j * job->b_words + panel_steps(k, job->pairs) * BLOCK_COLS;
+    if (p->rounded)
+        KERNEL(panel_pack_rounded)(to, RIGHT, from, cols, depth, job->pairs);
+    else
+        KERNEL(panel_pack)(to, RIGHT, from, cols, depth, job->pairs);
 }
 
 static void piece_pack(const Job *job, const Piece *piece, int64_t from, int64_t to, float *packed) {
@@ -145,7 +151,8 @@ static void piece_pack(const Job *job, const Piece *piece, int64_t from, int64_t
 }
 
 /* The blocks of one piece, whose part of b is packed: every block's chain goes on where it was. Meanwhile the next piece is packed. */
-static void piece_run(const Job *job, const Piece *piece, const float *packed, float *right, float *blocks, const Piece *next, float *next_packed) {
+static void piece_run(const Job *job, const Piece *piece, const float *packed, float *right, float *blocks, const Piece *next,
+                      float *next_packed) {
     const Product *p = job->p;
     const LowRank *low = job->low;
     float single[BLOCK_ROWS * BLOCK_COLS] __attribute__((aligned(64)));
@@ -156,7 +163,8 @@ static void piece_run(const Job *job, const Piece *piece, const float *packed, f
         if (cut == 0 && low)
             KERNEL(panel_pack)(right, RIGHT, side_at(low->right, col, 0), cols, low->rank, job->pairs);
         for (int64_t i = 0; i < count; i++) {
-            int64_t block_at = piece->from + i, row = job->first + block_at * BLOCK_ROWS, rows = least(BLOCK_ROWS, p->rows - row), run = j * count + i;
+            int64_t block_at = piece->from + i, run = j * count + i;
+            int64_t row = job->first + block_at * BLOCK_ROWS, rows = least(BLOCK_ROWS, p->rows - row);
             char *c = (char *)p->c + (row * p->step + col) * size;
             float *block = job->cuts > 1 ? blocks + run * BLOCK_ROWS * BLOCK_COLS : single;
             Factors parts[2] = {{a_at(job, block_at, cut), packed + j * job->b_words, steps}};
@@ -200,8 +208,8 @@ static void job_share(Job *job, int64_t first) {
 
 Status KERNEL(product)(const Product *p) {
     const LowRank *low = p->low_rank;
-    Job job = {.p = p, .low = low, .pairs = sides_pair(p->a.dtype, p->b.dtype), .threads = omp_in_parallel() ? 1 : omp_get_max_threads()};
-    int pairs = job.pairs;
+    int pairs = sides_pair(p->a.dtype, p->rounded ? BF16 : p->b.dtype);
+    Job job = {.p = p, .low = low, .pairs = pairs, .threads = omp_in_parallel() ? 1 : omp_get_max_threads()};
     int64_t rank = low ? low->rank : 0, rows_deep = WORDS_PACKED / (panel_steps(p->depth, pairs) + 1);
     if (!p->rows || (p->c && !p->cols))
         return OK;
@@ -220,7 +228,8 @@ Status KERNEL(product)(const Product *p) {
     job.panels = p->c ? count_of(p->cols, BLOCK_COLS) : 0;
     job.left_panels = count_of(rank, BLOCK_COLS);
     int64_t most_panels = least(PANELS_AT_ONCE, job.panels), most_blocks = least(job.at_once, ROWS_AT_ONCE / BLOCK_ROWS);
-    int64_t own_words = job.right_words + 2 * most_panels * job.b_words + (job.cuts > 1 ? most_panels * most_blocks * BLOCK_ROWS * BLOCK_COLS : 0);
+    int64_t sum_words = job.cuts > 1 ? most_panels * most_blocks * BLOCK_ROWS * BLOCK_COLS : 0;
+    int64_t own_words = job.right_words + 2 * most_panels * job.b_words + sum_words;
     int64_t prepare_words = low ? job.a_words + (job.left_panels * BLOCK_COLS + (rank + 15) / 16 * 16) * BLOCK_ROWS : 0;
     own_words = own_words > prepare_words ? own_words : prepare_words;
     int64_t words = job.at_once * (job.cuts * job.a_words + job.h_words) + job.left_panels * job.low_words + job.threads * own_words;

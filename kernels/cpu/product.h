@@ -17,6 +17,7 @@ typedef struct LowRank {
 typedef struct Product {
     int64_t rows, cols, depth;
     Side a, b;    /* (rows, depth), (cols, depth) */
+    int rounded;  /* b, f32 or f16, is rounded to bf16 first */
     void *c;      /* f32 or bf16, columns contiguous; NULL: only h is made */
     Dtype dtype;  /* of c */
     int64_t step; /* from one row of c to the next */

@@ -167,6 +167,25 @@ describe("element by element", function()
     end
   end)
 
+  it("floats side by side convert to the bits that they give one by one", function()
+    local function every(dtype, infinity)
+      local words = {}
+      for _, sign in ipairs { 0, 128 } do
+        for i = 0, infinity do words[#words + 1] = string.char(i % 256, math.floor(i / 256) + sign) end
+      end
+      return core.from_data(table.concat(words), dtype, { #words })
+    end
+    local sources = { every("f16", 0x7c00), every("bf16", 0x7f80) }
+    sources[3] = ops.binary(every("bf16", 0x7f7f):to "f32", random("f32", { 0x7f80 * 2 }, 1, 0.5, 1), "mul")
+    for _, x in ipairs(sources) do
+      local apart = core.zeros(x:dtype(), { x:numel(), 2 }):select(2, 1)
+      apart:copy(x)
+      for _, to in ipairs { "f32", "bf16", "f16" } do
+        assert.equal(reference.bits(apart:to(to)), reference.bits(x:to(to)), x:dtype() .. " to " .. to)
+      end
+    end
+  end)
+
   it("copies between strided views", function()
     local x = random("f32", { 6, 5, 4 }, 1)
     local y = core.zeros("bf16", { 4, 5, 9 }):narrow(3, 2, 6)

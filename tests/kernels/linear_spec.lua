@@ -221,6 +221,85 @@ describe("linear", function()
     end
   end)
 
+  it("gives the bits of the whole when the weight comes in tiles of its rows", function()
+    local rows, width, out, rank, edges = 45, 300, 460, 8, { 0, 64, 320, 384, 460 }
+    for _, dtypes in ipairs(pairs_of) do
+      for _, adapted in ipairs { false, true } do
+        local x, w, bias = random(dtypes[1], { rows, width }, 1), weight(dtypes[2], out, width, 2), random("f32", { out }, 3)
+        local a, b = random(dtypes[1], { rank, width }, 4), random(dtypes[1], { out, rank }, 5)
+        local dy, old = random(dtypes[1], { rows, out }, 6), random(dtypes[1], { rows, width }, 7)
+        local function lora(t, from, n)
+          if adapted then return a, t:narrow(1, from + 1, n), 0.5 end
+          return nil, nil, nil
+        end
+        local la, lb, scale = lora(b, 0, out)
+        local what = ("%s, %s%s"):format(dtypes[1], dtypes[2], adapted and ", adapter" or "")
+        local y, h = ops.linear(x, w, bias, la, lb, scale)
+        local tiled = core.new(dtypes[1], { rows, out })
+        for i = 1, #edges - 1 do
+          local from, n = edges[i], edges[i + 1] - edges[i]
+          local ta, tb, ts = lora(b, from, n)
+          local into = tiled:narrow(2, from + 1, n)
+          local part, part_h = ops.linear(x, w:narrow(1, from + 1, n), bias:narrow(1, from + 1, n), ta, tb, ts, nil, nil, into)
+          assert.equal(into, part)
+          assert.equal(reference.bits(h), reference.bits(part_h), what)
+        end
+        assert.equal(reference.bits(y), reference.bits(tiled), what)
+        for _, split in ipairs { false, true } do
+          for _, add in ipairs { false, true } do
+            local dx, dh, dropped = ops.linear_backward(dy, w, la, lb, scale, add and old:clone() or nil, split)
+            local total, dh1, dropped1 = add and old:to "f32" or core.zeros("f32", { rows, width }), nil, nil
+            if add and dtypes[1] == "f32" then total = old:clone() end
+            for i = 1, #edges - 1 do
+              local from, n = edges[i], edges[i + 1] - edges[i]
+              local part, tile = dy:narrow(2, from + 1, n), w:narrow(1, from + 1, n)
+              if i == 1 then
+                _, dh1, dropped1 = ops.linear_backward(part, tile, la, lb, scale, total, split, false, dy)
+              else
+                ops.linear_backward(part, tile, nil, nil, nil, total)
+              end
+            end
+            assert.equal(reference.bits(dx, dh, dropped), reference.bits(total:to(dtypes[1]), dh1, dropped1), what)
+          end
+        end
+      end
+    end
+  end)
+
+  it("takes a weight as it is stored, with the bits of one converted to bf16 before", function()
+    for _, dtype in ipairs { "f32", "f16" } do
+      for _, shape in ipairs { { 1, 1, 1 }, { 3, 7, 17 }, { 70, 130, 260 }, { 33, 700, 65 } } do
+        for _, turned in ipairs { false, true } do
+          local rows, width, out = unpack(shape)
+          local x, dy = gapped("bf16", rows, width, 1), gapped("bf16", rows, out, 2)
+          local w = turned and random("f32", { width, out }, 3) or random("f32", { out, width }, 3)
+          local flat_w = w:view({ w:numel() }) -- what rounding finds hard: ties, subnormals, overflow to infinity
+          for i, v in ipairs { 1 + 2 ^ -8, 1 + 3 * 2 ^ -8, 2 ^ -24, -2 ^ -15, 65504, 2 ^ -127, 2 ^ -126 * (1 - 2 ^ -10) } do
+            if i < w:numel() then flat_w:narrow(1, i, 1):fill(v) end
+          end
+          w = w:to(dtype)
+          local converted = w:to "bf16"
+          if turned then w, converted = w:transpose(1, 2), converted:transpose(1, 2) end
+          local a, b = random("bf16", { 4, width }, 4), random("bf16", { out, 4 }, 5)
+          local function all(weights)
+            local y, h = ops.linear(x, weights, nil, a, b, 0.5)
+            local dx, dh = ops.linear_backward(dy, weights, a, b, 0.5)
+            return reference.bits(y, h, dx, dh, ops.linear_decode(x, weights, nil, a, b, 0.5, "f32"))
+          end
+          assert.equal(all(converted), all(w), ("%s %d x %d x %d%s"):format(dtype, rows, width, out, turned and " turned" or ""))
+        end
+      end
+    end
+    local x, w = random("bf16", { 2, 40 }, 1), random("f32", { 9, 40 }, 2)
+    w:narrow(1, 3, 1):fill(0 / 0)
+    for _, dtype in ipairs { "f32", "f16" } do
+      for _, y in ipairs { (ops.linear(x, w:to(dtype))), ops.linear_decode(x, w:to(dtype)) } do
+        local _, bad = ops.total(y, false)
+        assert.equal(2, bad)
+      end
+    end
+  end)
+
   it("gradients of weights are sums over a sequence's own tiles, whatever the threads", function()
     for _, dtype in ipairs(floats) do
       local x, dy, h, dh, b = random(dtype, { 300, 65 }, 1), random(dtype, { 300, 70 }, 2), random(dtype, { 300, 8 }, 3),
@@ -272,7 +351,9 @@ describe("linear", function()
   it("refuses what does not fit", function()
     local x, w = random("f32", { 3, 9 }, 1), random("f32", { 5, 9 }, 2)
     assert.error_matches(function() ops.linear(x, random("f32", { 5, 8 }, 2)) end, "expected a weight")
-    assert.error_matches(function() ops.linear(x:to "bf16", w) end, "expected a weight")
+    assert.error_matches(function() ops.linear(x, w, nil, nil, nil, nil, nil, nil, core.new("f32", { 3, 4 })) end, "to write into")
+    assert.error_matches(function() ops.linear_backward(random("f32", { 3, 5 }, 1), w, nil, nil, nil, core.new("bf16", { 3, 9 })) end,
+      "another shape or dtype")
     assert.error_matches(function() ops.linear(x, w:to "i8") end, "expected a weight")
     assert.error_matches(function() ops.linear(x, w, random("f32", { 4 }, 1)) end, "expected f32 of 5")
     assert.error_matches(function() ops.linear(x, w, nil, nil, nil, nil, nil, "i8") end, "expected f32 or bf16, got i8")

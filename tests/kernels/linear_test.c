@@ -59,7 +59,7 @@ static void check(const Backend *t, const Case *c) {
     View bias = random_matrix(F32, 1, c->out, 0, 0), ax = c->dropout ? random_matrix(c->x, c->rows, c->in, 0, 0) : x;
     View a = random_matrix(c->x, c->rank, c->in, 0, 0), b = random_matrix(c->x, c->out, c->rank, 0, 0);
     View dy = random_matrix(c->x, c->rows, c->out, 5, 0);
-    Lora lora = {&ax, &a, &b, 0.5f}, *l = c->rank ? &lora : NULL; /* a power of two: h and scale * h round alike */
+    Lora lora = {&ax, &a, &b, 0.5f, NULL}, *l = c->rank ? &lora : NULL; /* a power of two: h and scale * h round alike */
     View *bi = c->bias ? &bias : NULL, y[3], h[3], dx[3], dh[3], dd[3], da[3], db[3], dw[3], yd[3];
     View bias1 = bias;
     bias1.dims = 1, bias1.shape[0] = c->out, bias1.stride[0] = 1;
@@ -76,7 +76,7 @@ static void check(const Backend *t, const Case *c) {
             int64_t from = i == 2 ? cuts[s] : 0, to = i == 2 ? cuts[s + 1] : c->rows;
             View ys = part(&y[i], from, to), yds = part(&yd[i], from, to), hs = part(&h[i], from, to), xs = part(&x, from, to), axs = part(&ax, from, to);
             View dxs = part(&dx[i], from, to), dhs = part(&dh[i], from, to), dys = part(&dy, from, to), dds = part(&dd[i], from, to);
-            Lora ls = {&axs, &a, &b, lora.scale}, *lp = l ? &ls : NULL;
+            Lora ls = {&axs, &a, &b, lora.scale, NULL}, *lp = l ? &ls : NULL;
             const View *st = i == 2 ? NULL : &starts;
             must(t->linear(&ys, l ? &hs : NULL, &xs, &w, bv, lp) == OK, t->name, what);
             must(t->linear_backward(&dxs, l ? &dhs : NULL, c->dropout && l ? &dds : NULL, &dys, &w, lp, 1) == OK, t->name, what);
@@ -144,7 +144,7 @@ static void bench(const Backend *t, Dtype dtype) {
             View x = random_matrix(dtype, tokens, in, 0, 0), w = random_matrix(dtype, out, in, 0, 0), a = random_matrix(dtype, RANK, in, 0, 0);
             View b = random_matrix(dtype, out, RANK, 0, 0), y = matrix(dtype, tokens, out, 0, 0), h = matrix(dtype, tokens, RANK, 0, 0);
             View da = matrix(F32, RANK, in, 0, 0), db = matrix(F32, out, RANK, 0, 0), dx = matrix(dtype, tokens, in, 0, 0), dw = matrix(F32, out, in, 0, 0);
-            Lora lora = {&x, &a, &b, 2};
+            Lora lora = {&x, &a, &b, 2, NULL};
             double plain, with, back, grad, full, f = 2e-9 * (double)(tokens * out * in), r = 2e-9 * (double)(tokens * (out + in) * RANK);
             TIME(plain, t->linear(&y, NULL, &x, &w, NULL, NULL));
             TIME(with, t->linear(&y, &h, &x, &w, NULL, &lora));
