@@ -24,7 +24,10 @@ void new_class(lua_State *L, const char *name, const luaL_Reg *methods);
 /* One opener per binding; each leaves one table of functions on the stack, which main.c puts into package.loaded
  * under "onn.core.<noun>". */
 int bind_json(lua_State *L);
+int bind_hash(lua_State *L);
+int bind_spill(lua_State *L);
 int bind_store(lua_State *L);
+int bind_stream(lua_State *L);
 int bind_system(lua_State *L);
 int bind_tensor(lua_State *L);
 int bind_ops(lua_State *L);

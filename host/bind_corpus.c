@@ -224,7 +224,7 @@ static int l_rows_count(lua_State *L) {
     return 1;
 }
 
-/* rows:info() -> {rows, sequences, tokens, truncated, dropped, fill}; fill: share of rows x seq_len that holds tokens */
+/* rows:info() -> {rows, sequences, tokens, longest, truncated, dropped, fill}; longest: tokens of the longest row; fill: share of rows x seq_len that holds tokens */
 static int l_rows_info(lua_State *L) {
     const Rows *r = check_rows(L);
     const struct {
@@ -232,7 +232,7 @@ static int l_rows_info(lua_State *L) {
         double value;
     } fields[] = {
         {"rows", (double)r->rows},           {"sequences", (double)r->n_pieces}, {"tokens", (double)r->tokens},
-        {"truncated", (double)r->truncated}, {"dropped", (double)r->dropped},
+        {"truncated", (double)r->truncated}, {"dropped", (double)r->dropped}, {"longest", (double)r->longest},
         {"fill", r->rows ? (double)r->tokens / ((double)r->rows * r->seq_len) : 0},
     };
     lua_newtable(L);

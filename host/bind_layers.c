@@ -179,22 +179,24 @@ static Tensor *new_rows(lua_State *L, const Tensor *like, Dtype dtype, int64_t w
     return new_tensor(L, dtype, like->view.dims, shape);
 }
 
-/* A tensor to write into: rows that may have a step, contiguous along the last dimension; leaves it on the stack. */
-static Tensor *into_rows(lua_State *L, int arg, int64_t rows, int64_t width) {
-    Tensor *t = check_tensor(L, arg);
-    const View *v = &t->view;
-    if (v->dims != 2 || v->shape[0] != rows || v->shape[1] != width || (v->stride[1] != 1 && width != 1) ||
-        (v->dtype != F32 && v->dtype != BF16)) {
+/* Pushes what a product writes to: a new tensor of the dtype at `dtype_arg`, or the one at `arg`, which may be a view whose rows lie apart. */
+static Tensor *push_output(lua_State *L, int arg, int dtype_arg, const Tensor *x, int64_t width) {
+    Dtype dtype = check_float_dtype(L, dtype_arg, x->view.dtype);
+    if (lua_isnoneornil(L, arg))
+        return new_rows(L, x, dtype, width);
+    Tensor *y = float_tensor(L, arg);
+    int fits = y->view.dims == x->view.dims && view_width(&y->view) == width && (lua_isnoneornil(L, dtype_arg) || y->view.dtype == dtype);
+    for (int i = 0; fits && i + 1 < x->view.dims; i++)
+        fits = y->view.shape[i] == x->view.shape[i];
+    if (!fits || rows_tensor(L, arg) != y) {
         char got[200];
-        luaL_argerror(L, arg, lua_pushfstring(L, "expected f32 or bf16 (%f, %f) to write into, got %s", (double)rows, (double)width,
-                                              tensor_shape_text(t, got, sizeof got)));
+        luaL_argerror(L, arg, lua_pushfstring(L, "expected rows of %f for the output, got %s", (double)width, tensor_shape_text(y, got, sizeof got)));
     }
     lua_pushvalue(L, arg);
-    return t;
+    return y;
 }
 
-/* linear(x, w, bias, a, b, scale, adapter_x, dtype, y) -> y [, h]; a, b, adapter_x, dtype may be nil; y (rows, out): written into if
- * given, and may be columns of a wider tensor. */
+/* linear(x, w, bias, a, b, scale, adapter_x, dtype, out) -> y [, h]; a, b, adapter_x, dtype may be nil; y is `out` if that is there */
 static int l_linear(lua_State *L) {
     Lora lora = {0};
     lua_settop(L, 9);
@@ -204,23 +206,21 @@ static int l_linear(lua_State *L) {
     Tensor *source = lua_isnil(L, 7) ? x : float_rows(L, 7);
     same_shape(L, 7, source, x);
     lora.x = &source->view;
-    Dtype dtype = check_float_dtype(L, 8, x->view.dtype);
-    Tensor *y = lua_isnil(L, 9) ? new_rows(L, x, dtype, w->view.shape[0]) : into_rows(L, 9, view_rows(&x->view), w->view.shape[0]);
+    Tensor *y = push_output(L, 9, 8, x, w->view.shape[0]);
     if (adapted)
         h = new_rows(L, x, x->view.dtype, lora.a->shape[0]);
     RUN(L, backend()->linear(&y->view, h ? &h->view : NULL, &x->view, &w->view, view_of(bias), adapted ? &lora : NULL));
     return adapted ? 2 : 1;
 }
 
-/* linear_decode(x, w, bias, a, b, scale, dtype) -> y */
+/* linear_decode(x, w, bias, a, b, scale, dtype, out) -> y */
 static int l_linear_decode(lua_State *L) {
     Lora lora = {0};
     Tensor *x = float_rows(L, 1), *w = check_matrix(L, 2, x->view.dtype, view_width(&x->view), 1);
     Tensor *bias = optional_vector(L, 3, F32, w->view.shape[0]);
     int adapted = check_lora(L, 4, &lora, w, w->view.shape[0], x->view.dtype);
     lora.x = &x->view;
-    Dtype dtype = check_float_dtype(L, 7, x->view.dtype);
-    Tensor *y = new_rows(L, x, dtype, w->view.shape[0]);
+    Tensor *y = push_output(L, 8, 7, x, w->view.shape[0]);
     RUN(L, backend()->linear_decode(&y->view, &x->view, &w->view, view_of(bias), adapted ? &lora : NULL));
     return 1;
 }
@@ -325,6 +325,106 @@ static int l_head_loss(lua_State *L) {
     return gradient ? 2 : 1;
 }
 
+/* What the streamed loss keeps between parts: a table {vocabulary, passed (rows of the weight so far), stats, sums, label_rows}. */
+typedef struct HeadState {
+    int64_t vocabulary, passed;
+    Tensor *stats, *sums, *label_rows; /* the last two NULL: losses alone */
+} HeadState;
+
+static const char *const head_tensors[] = {"stats", "sums", "label_rows", NULL};
+
+static HeadState check_head(lua_State *L, int arg, const Tensor *x) {
+    int64_t rows = view_rows(&x->view), width = view_width(&x->view);
+    HeadState s = {0};
+    luaL_checktype(L, arg, LUA_TTABLE);
+    for (int i = 0; head_tensors[i]; i++)
+        lua_getfield(L, arg, head_tensors[i]);
+    if (lua_isnil(L, -3))
+        luaL_argerror(L, arg, "this loss has ended");
+    int top = lua_gettop(L);
+    s.stats = check_tensor(L, top - 2), s.sums = optional_tensor(L, top - 1), s.label_rows = optional_tensor(L, top);
+    lua_getfield(L, arg, "vocabulary");
+    lua_getfield(L, arg, "passed");
+    s.vocabulary = lua_tointeger(L, -2), s.passed = lua_tointeger(L, -1);
+    if (s.stats->view.dims != 2 || s.stats->view.shape[1] != rows ||
+        (s.label_rows && (s.label_rows->view.dtype != x->view.dtype || view_rows(&s.label_rows->view) != rows || view_width(&s.label_rows->view) != width))) {
+        char got[200];
+        luaL_argerror(L, arg, lua_pushfstring(L, "this loss began with another input than %s", tensor_shape_text(x, got, sizeof got)));
+    }
+    check_vector(L, top - 2, F32, 3 * rows);
+    if (s.sums)
+        check_vector(L, top - 1, F32, head_sums(rows, width));
+    if (s.label_rows)
+        check_vector(L, top, x->view.dtype, rows * width);
+    return s;
+}
+
+/* head_begin(x, vocabulary, gradient) -> state: the loss of tokens x (N, width) while the head's weight passes in parts. Between them it
+ * keeps 12 bytes a token and, unless gradient is false, (N + 31) * width * 4 (width rounded up to 32s) and N * width * x's size. */
+static int l_head_begin(lua_State *L) {
+    Tensor *x = float_rows(L, 1);
+    int64_t rows = view_rows(&x->view), vocabulary = check_integer(L, 2, 1, INT32_MAX), shape[2] = {3, rows};
+    int64_t sums = head_sums(rows, view_width(&x->view));
+    int gradient = lua_isnoneornil(L, 3) || lua_toboolean(L, 3);
+    lua_createtable(L, 0, 5);
+    int state = lua_gettop(L);
+    lua_pushinteger(L, (lua_Integer)vocabulary), lua_setfield(L, state, "vocabulary");
+    lua_pushinteger(L, 0), lua_setfield(L, state, "passed");
+    new_tensor(L, F32, 2, shape), lua_setfield(L, state, "stats");
+    if (gradient) {
+        new_tensor(L, F32, 1, &sums), lua_setfield(L, state, "sums");
+        new_like(L, x, x->view.dtype), lua_setfield(L, state, "label_rows");
+    }
+    return 1;
+}
+
+/* head_part(state, x, w, labels, first_row, multiplier): w holds the vocabulary's rows from first_row (from 0) on. Parts come in order, and
+ * each but the last has a multiple of head_cut rows. */
+static int l_head_part(lua_State *L) {
+    lua_settop(L, 6);
+    Tensor *x = float_rows(L, 2), *w = check_weight(L, 3, x->view.dtype, view_width(&x->view));
+    HeadState s = check_head(L, 1, x);
+    Tensor *labels = check_index(L, 4, view_rows(&x->view), s.vocabulary, -100);
+    int64_t first = check_integer(L, 5, 0, INT32_MAX), rows = w->view.shape[0];
+    float multiplier = (float)luaL_optnumber(L, 6, 1);
+    if (first != s.passed)
+        return luaL_argerror(L, 5, lua_pushfstring(L, "the part from row %f on is expected, got %f", (double)s.passed, (double)first));
+    if (first + rows > s.vocabulary || (rows % HEAD_CUT && first + rows < s.vocabulary))
+        return luaL_argerror(L, 3, lua_pushfstring(L, "expected a multiple of %d rows or the last %f, got %f", HEAD_CUT,
+                                                   (double)(s.vocabulary - first), (double)rows));
+    RUN(L, backend()->head_part(&s.stats->view, s.sums ? &s.sums->view : NULL, s.label_rows ? &s.label_rows->view : NULL, &x->view, &w->view,
+                                &labels->view, first, multiplier));
+    lua_pushinteger(L, (lua_Integer)(first + rows)), lua_setfield(L, 1, "passed");
+    return 0;
+}
+
+/* head_end(state, x, labels, scale, multiplier, gradient) -> nll [, dx]; frees the state's tensors */
+static int l_head_end(lua_State *L) {
+    lua_settop(L, 6);
+    Tensor *x = float_rows(L, 2);
+    HeadState s = check_head(L, 1, x);
+    int64_t rows = view_rows(&x->view);
+    Tensor *labels = check_index(L, 3, rows, s.vocabulary, -100);
+    float scale = (float)luaL_checknumber(L, 4), multiplier = (float)luaL_optnumber(L, 5, 1);
+    int gradient = lua_toboolean(L, 6);
+    if (s.passed != s.vocabulary)
+        return luaL_argerror(L, 1, lua_pushfstring(L, "%f of %f rows of the weight have passed", (double)s.passed, (double)s.vocabulary));
+    if (gradient && (!s.sums || !s.label_rows))
+        return luaL_argerror(L, 6, "this loss began without a gradient");
+    Tensor *nll = new_tensor(L, F32, 1, &rows), *dx = gradient ? new_like(L, x, x->view.dtype) : NULL;
+    RUN(L, backend()->head_end(&nll->view, dx ? &dx->view : NULL, &s.stats->view, view_of(s.sums), view_of(s.label_rows), &labels->view, scale,
+                               multiplier));
+    for (int i = 0; head_tensors[i]; i++) {
+        lua_getfield(L, 1, head_tensors[i]);
+        if (luaL_callmeta(L, -1, "free"))
+            lua_pop(L, 1);
+        lua_pop(L, 1);
+        lua_pushnil(L);
+        lua_setfield(L, 1, head_tensors[i]);
+    }
+    return gradient ? 2 : 1;
+}
+
 /* cross_entropy(logits, labels, scale, gradient) -> nll [, dlogits] */
 static int l_cross_entropy(lua_State *L) {
     Tensor *x = float_rows(L, 1);
@@ -360,7 +460,10 @@ int bind_layers(lua_State *L) {
         {"attention_decode", l_attention_decode}, {"gate", l_gate}, {"gate_backward", l_gate_backward}, {"linear", l_linear},
         {"linear_decode", l_linear_decode}, {"linear_backward", l_linear_backward}, {"lora_backward", l_lora_backward},
         {"linear_backward_weight", l_linear_backward_weight}, {"matmul", l_matmul}, {"head_loss", l_head_loss},
+        {"head_begin", l_head_begin}, {"head_part", l_head_part}, {"head_end", l_head_end},
         {"cross_entropy", l_cross_entropy}, {"adamw", l_adamw}, {NULL, NULL}};
     luaL_register(L, NULL, functions);
+    lua_pushinteger(L, HEAD_CUT);
+    lua_setfield(L, -2, "head_cut");
     return bind_images(L);
 }

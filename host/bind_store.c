@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bind_store.h"
 #include "bind_tensor.h"
-#include "store.h"
 
 #define CLASS "onn.store"
 
@@ -12,7 +12,7 @@ typedef struct Handle {
     Store *store;
 } Handle;
 
-static Store *check_store(lua_State *L, int arg) {
+Store *check_store(lua_State *L, int arg) {
     Handle *h = luaL_checkudata(L, arg, CLASS);
     if (!h->store)
         luaL_argerror(L, arg, "this store has been closed");
@@ -101,6 +101,28 @@ static int l_read(lua_State *L) {
     return 1;
 }
 
+/* read_rows(name, ids) -> rows of a matrix by their numbers from 0, (n, width) in the stored dtype; or nil, message, code */
+static int l_read_rows(lua_State *L) {
+    Store *s = check_store(L, 1);
+    const char *name = luaL_checkstring(L, 2);
+    const Tensor *ids = check_tensor(L, 3);
+    if (ids->view.dtype != I32 || !tensor_contiguous(ids))
+        return luaL_argerror(L, 3, "ids are a contiguous tensor of i32");
+    const Entry *e = store_find(s, name);
+    if (!e)
+        return outside(L, fail(ERR_FORMAT, "there is no tensor '%s' in the store", name), 0);
+    int stored = dtype_from_name(e->dtype);
+    if (stored < 0 || e->dims != 2)
+        return outside(L, fail(ERR_UNSUPPORTED, "%s: tensor '%s' is %s in %d dimensions; rows are read of matrices that are computed with",
+                               store_path(s, e), name, e->dtype, e->dims), 0);
+    int64_t shape[2] = {view_count(&ids->view), e->shape[1]};
+    Tensor *t = new_tensor(L, (Dtype)stored, 2, shape);
+    Status status = store_read_rows(s, e, ids->view.data, (size_t)shape[0], t->view.data);
+    if (status != OK)
+        tensor_free(t);
+    return outside(L, status, 1);
+}
+
 static int by_text(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
 
 /* F16 names and so on are the format's spelling of our dtypes. */
@@ -165,7 +187,7 @@ static int l_write(lua_State *L) {
 
 int bind_store(lua_State *L) {
     static const luaL_Reg methods[] = {{"__gc", l_close}, {"close", l_close}, {"names", l_names}, {"info", l_info},
-                                       {"metadata", l_metadata}, {"read", l_read}, {NULL, NULL}};
+                                       {"metadata", l_metadata}, {"read", l_read}, {"read_rows", l_read_rows}, {NULL, NULL}};
     static const luaL_Reg functions[] = {{"open", l_open}, {"write", l_write}, {NULL, NULL}};
     new_class(L, CLASS, methods);
     lua_newtable(L);

@@ -52,12 +52,22 @@ Tensor *push_tensor(lua_State *L) {
     return &h->tensor;
 }
 
-Tensor *check_tensor(lua_State *L, int arg) {
+/* For what needs no data: shapes, dtypes, views. */
+static Tensor *check_view(lua_State *L, int arg) {
     Tensor *t = luaL_checkudata(L, arg, CLASS);
     if (!t->storage)
         luaL_argerror(L, arg, "this tensor has been freed");
     return t;
 }
+
+Tensor *check_tensor(lua_State *L, int arg) {
+    Tensor *t = check_view(L, arg);
+    if (!tensor_present(t))
+        luaL_argerror(L, arg, "this tensor is not in memory: its unit is not acquired");
+    return t;
+}
+
+void keep_tensor(Tensor *t) { unlink_handle((Handle *)t); }
 
 Tensor *optional_tensor(lua_State *L, int arg) { return lua_isnoneornil(L, arg) ? NULL : check_tensor(L, arg); }
 
@@ -258,7 +268,7 @@ static int l_gc(lua_State *L) {
 }
 
 static int l_shape(lua_State *L) {
-    Tensor *t = check_tensor(L, 1);
+    Tensor *t = check_view(L, 1);
     lua_createtable(L, t->view.dims, 0);
     for (int i = 0; i < t->view.dims; i++) {
         lua_pushnumber(L, (double)t->view.shape[i]);
@@ -268,7 +278,7 @@ static int l_shape(lua_State *L) {
 }
 
 static int l_size(lua_State *L) {
-    Tensor *t = check_tensor(L, 1);
+    Tensor *t = check_view(L, 1);
     int64_t dim = check_integer(L, 2, -t->view.dims, t->view.dims);
     if (!dim)
         return luaL_argerror(L, 2, "dimensions count from 1");
@@ -277,17 +287,17 @@ static int l_size(lua_State *L) {
 }
 
 static int l_dtype(lua_State *L) {
-    lua_pushstring(L, dtype_name(check_tensor(L, 1)->view.dtype));
+    lua_pushstring(L, dtype_name(check_view(L, 1)->view.dtype));
     return 1;
 }
 
 static int l_numel(lua_State *L) {
-    lua_pushnumber(L, (double)view_count(&check_tensor(L, 1)->view));
+    lua_pushnumber(L, (double)view_count(&check_view(L, 1)->view));
     return 1;
 }
 
 static int l_bytes(lua_State *L) {
-    lua_pushnumber(L, (double)tensor_bytes(check_tensor(L, 1)));
+    lua_pushnumber(L, (double)tensor_bytes(check_view(L, 1)));
     return 1;
 }
 
@@ -298,12 +308,12 @@ static int l_is_free(lua_State *L) {
 }
 
 static int l_is_contiguous(lua_State *L) {
-    lua_pushboolean(L, tensor_contiguous(check_tensor(L, 1)));
+    lua_pushboolean(L, tensor_contiguous(check_view(L, 1)));
     return 1;
 }
 
 static Tensor *push_view(lua_State *L) {
-    Tensor *base = check_tensor(L, 1);
+    Tensor *base = check_view(L, 1);
     Tensor *t = push_tensor(L);
     tensor_share(t, base);
     return t;
@@ -389,7 +399,7 @@ static int l_fill(lua_State *L) {
 
 static int l_describe(lua_State *L) {
     char text[200];
-    lua_pushstring(L, tensor_shape_text(check_tensor(L, 1), text, sizeof text));
+    lua_pushstring(L, tensor_shape_text(check_view(L, 1), text, sizeof text));
     return 1;
 }
 

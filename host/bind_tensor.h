@@ -5,13 +5,16 @@
 #include "bind.h"
 #include "tensor.h"
 
-/* check_tensor() : argument `arg` as a live tensor; raises on anything else and on a freed one. */
+/* check_tensor() : argument `arg` as a live tensor; raises on anything else, on a freed one and on one that is not in memory now. */
 Tensor *check_tensor(lua_State *L, int arg);
 /* optional_tensor() : the same, NULL for nil or none. */
 Tensor *optional_tensor(lua_State *L, int arg);
 
 /* push_tensor() : an empty handle owned by Lua and by the current scope, before anything can fail. */
 Tensor *push_tensor(lua_State *L);
+
+/* keep_tensor() : takes a pushed handle out of its scope, which then leaves it alone. */
+void keep_tensor(Tensor *t);
 
 /* new_tensor() : pushes a fresh tensor. Over budget it collects garbage once, tries again, then raises. */
 Tensor *new_tensor(lua_State *L, Dtype dtype, int dims, const int64_t *shape);

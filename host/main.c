@@ -33,7 +33,8 @@ static const struct {
 } core[] = {
     {"json", bind_json},           {"store", bind_store},     {"system", bind_system},     {"tensor", bind_tensor},
     {"ops", bind_ops},             {"signals", bind_signals}, {"terminal", bind_terminal}, {"program", bind_program},
-    {"tokenizer", bind_tokenizer}, {"corpus", bind_corpus}, {"regex", bind_regex},
+    {"tokenizer", bind_tokenizer}, {"corpus", bind_corpus},   {"regex", bind_regex},       {"stream", bind_stream},
+    {"spill", bind_spill}, {"hash", bind_hash},
 };
 
 static lua_State *main_state; /* for the signal handler only */

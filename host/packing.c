@@ -161,8 +161,13 @@ Status rows_plan(Rows *rows, const Corpus *c, Packing packing, int32_t seq_len) 
         return status;
     }
     rows->firsts[rows->rows] = rows->n_pieces;
-    for (int64_t p = 0; p < rows->n_pieces; p++)
-        rows->tokens += rows->pieces[p].length;
+    for (int64_t r = 0; r < rows->rows; r++) {
+        int64_t length = 0;
+        for (int64_t p = rows->firsts[r]; p < rows->firsts[r + 1]; p++)
+            length += rows->pieces[p].length;
+        rows->tokens += length;
+        rows->longest = length > rows->longest ? length : rows->longest;
+    }
     rows->dropped = total - rows->tokens;
     if (packing != PACK_STREAM)
         for (int64_t i = 0; i < c->samples; i++)

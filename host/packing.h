@@ -24,6 +24,7 @@ typedef struct Rows {
     int64_t tokens;    /* in all rows */
     int64_t truncated; /* samples cut to seq_len */
     int64_t dropped;   /* tokens that no row holds: what was cut, or the end of a stream */
+    int64_t longest;   /* tokens of the longest row */
     int32_t seq_len;
 } Rows;
 

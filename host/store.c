@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,7 @@ struct Store {
     size_t shard_count;
     const Entry **entries; /* of all shards, by name */
     size_t count;
+    int owners; /* besides the first */
 };
 
 static int by_name(const void *a, const void *b) {
@@ -245,8 +247,13 @@ Status store_open(const char *path, Store **out) {
     return OK;
 }
 
+Store *store_hold(Store *s) {
+    s->owners++;
+    return s;
+}
+
 void store_close(Store *s) {
-    if (!s)
+    if (!s || s->owners-- > 0)
         return;
     for (size_t i = 0; i < s->shard_count; i++) {
         if (s->shards[i].fd >= 0)
@@ -289,20 +296,32 @@ char *const *store_metadata(const Store *s, size_t *pairs) {
     return s->shard_count ? s->shards[0].header.metadata : NULL;
 }
 
-Status store_read(const Store *s, const Entry *e, uint64_t offset, void *buffer, size_t bytes) {
+Status store_check(const Store *s, const Entry *e) {
     const Shard *shard = &s->shards[e->shard];
-    if (offset > e->bytes || bytes > e->bytes - offset)
-        return fail(ERR_ARGUMENT, "%s: tensor '%.200s' holds %llu bytes", shard->path, e->name, (unsigned long long)e->bytes);
     struct stat now;
-    char what[512];
     if (fstat(shard->fd, &now))
         return fail(ERR_IO, "%s: %s", shard->path, strerror(errno));
     if (now.st_size != shard->opened.st_size || now.st_mtim.tv_sec != shard->opened.st_mtim.tv_sec ||
         now.st_mtim.tv_nsec != shard->opened.st_mtim.tv_nsec)
         return fail(ERR_IO, "%s: the file has changed since it was opened (%llu bytes then, %llu now); tensor '%.200s' was not read", shard->path,
                     (unsigned long long)shard->opened.st_size, (unsigned long long)now.st_size, e->name);
+    return OK;
+}
+
+Status store_read(const Store *s, const Entry *e, uint64_t offset, void *buffer, size_t bytes) {
+    const Shard *shard = &s->shards[e->shard];
+    if (offset > e->bytes || bytes > e->bytes - offset)
+        return fail(ERR_ARGUMENT, "%s: tensor '%.200s' holds %llu bytes", shard->path, e->name, (unsigned long long)e->bytes);
+    char what[512];
+    Status status = store_check(s, e);
     snprintf(what, sizeof what, "%s: tensor '%.100s'", shard->path, e->name);
-    return file_read_at(shard->fd, what, e->offset + offset, buffer, bytes);
+    return status == OK ? file_read_at(shard->fd, what, e->offset + offset, buffer, bytes) : status;
+}
+
+int store_reopen(const Store *s, const Entry *e, int flags) {
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", s->shards[e->shard].fd);
+    return open(path, flags | O_CLOEXEC);
 }
 
 struct StoreWriter {

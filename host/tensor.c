@@ -10,10 +10,11 @@ struct Storage {
     atomic_int references;
     void *data;
     size_t bytes; /* as the pool gave it */
-    Memory *pool;
+    Memory *pool; /* NULL: the memory is somebody else's, and may come and go */
 };
 
-Status tensor_make(Tensor *t, Dtype dtype, int dims, const int64_t *shape) {
+/* A view of all of a storage that is still to come; *bytes: what it takes. */
+static Status lay_out(Tensor *t, Dtype dtype, int dims, const int64_t *shape, size_t *total) {
     memset(t, 0, sizeof *t);
     size_t bytes = dtype_size(dtype);
     if (dims < 0 || dims > MAX_DIMS)
@@ -24,17 +25,6 @@ Status tensor_make(Tensor *t, Dtype dtype, int dims, const int64_t *shape) {
         if (__builtin_mul_overflow(bytes, (size_t)shape[i], &bytes) || bytes > PTRDIFF_MAX)
             return fail(ERR_ARGUMENT, "the shape's product overflows");
     }
-    Storage *s = malloc(sizeof *s);
-    if (!s)
-        return fail(ERR_MEMORY, "out of memory");
-    *s = (Storage){.references = 1, .bytes = bytes, .pool = memory_cpu()};
-    Status status = memory_alloc(s->pool, &s->bytes, &s->data);
-    if (status != OK) {
-        free(s);
-        return status;
-    }
-    t->storage = s;
-    t->view.data = s->data;
     t->view.dtype = dtype;
     t->view.dims = dims;
     int64_t step = 1;
@@ -43,7 +33,46 @@ Status tensor_make(Tensor *t, Dtype dtype, int dims, const int64_t *shape) {
         t->view.stride[i] = step;
         step *= shape[i] ? shape[i] : 1;
     }
+    *total = bytes;
     return OK;
+}
+
+Status tensor_declare(Tensor *t, Dtype dtype, int dims, const int64_t *shape) {
+    size_t bytes = 0;
+    Status status = lay_out(t, dtype, dims, shape, &bytes);
+    if (status != OK)
+        return status;
+    if (!(t->storage = malloc(sizeof *t->storage)))
+        return fail(ERR_MEMORY, "out of memory");
+    *t->storage = (Storage){.references = 1, .bytes = bytes};
+    return OK;
+}
+
+Status tensor_make(Tensor *t, Dtype dtype, int dims, const int64_t *shape) {
+    Status status = tensor_declare(t, dtype, dims, shape);
+    if (status != OK)
+        return status;
+    Storage *s = t->storage;
+    s->pool = memory_cpu();
+    status = memory_alloc(s->pool, &s->bytes, &s->data);
+    if (status != OK) {
+        free(s);
+        t->storage = NULL;
+        return status;
+    }
+    t->view.data = s->data;
+    return OK;
+}
+
+void tensor_bind(Tensor *t, void *memory) {
+    t->storage->data = memory;
+    tensor_present(t);
+}
+
+int tensor_present(Tensor *t) {
+    char *data = t->storage->data;
+    t->view.data = data ? data + t->offset : NULL;
+    return data != NULL;
 }
 
 void tensor_share(Tensor *t, const Tensor *base) {
@@ -57,12 +86,15 @@ void tensor_free(Tensor *t) {
     t->storage = NULL;
     t->view.data = NULL;
     if (s && atomic_fetch_sub(&s->references, 1) == 1) {
-        memory_free(s->pool, s->data, s->bytes);
+        if (s->pool)
+            memory_free(s->pool, s->data, s->bytes);
         free(s);
     }
 }
 
 size_t tensor_bytes(const Tensor *t) { return (size_t)view_count(&t->view) * dtype_size(t->view.dtype); }
+
+size_t tensor_room(const Tensor *t) { return t->storage->bytes - (size_t)((char *)t->view.data - (char *)t->storage->data); }
 
 int tensor_contiguous(const Tensor *t) {
     int64_t step = 1;
@@ -137,7 +169,10 @@ Status tensor_narrow(Tensor *t, int dim, int64_t start, int64_t length) {
     if (start < 0 || length < 0 || start > v->shape[dim] || length > v->shape[dim] - start)
         return fail(ERR_ARGUMENT, "%lld elements from %lld do not lie in dimension %d of size %lld", (long long)length,
                     (long long)start + 1, dim + 1, (long long)v->shape[dim]);
-    v->data = (char *)v->data + start * v->stride[dim] * (int64_t)dtype_size(v->dtype);
+    size_t skipped = (size_t)(start * v->stride[dim]) * dtype_size(v->dtype);
+    t->offset += skipped;
+    if (v->data)
+        v->data = (char *)v->data + skipped;
     v->shape[dim] = length;
     return OK;
 }

@@ -10,11 +10,22 @@ typedef struct Storage Storage;
 typedef struct Tensor {
     View view;
     Storage *storage; /* NULL once freed */
+    size_t offset;    /* bytes from the storage's begin to the view's first element */
 } Tensor;
 
 /* tensor_make() : a new contiguous tensor with undefined contents. ERR_MEMORY over budget; ERR_ARGUMENT when the
  * shape's product overflows or a size is negative. */
 Status tensor_make(Tensor *t, Dtype dtype, int dims, const int64_t *shape);
+
+/* tensor_declare() : a contiguous tensor without memory, whose views have none either until tensor_bind(). ERR_ARGUMENT as tensor_make(). */
+Status tensor_declare(Tensor *t, Dtype dtype, int dims, const int64_t *shape);
+
+/* tensor_bind() : a declared tensor and all its views show `memory` from now on, NULL: none again. The memory stays its owner's.
+ * Views find it by tensor_present(). */
+void tensor_bind(Tensor *t, void *memory);
+
+/* tensor_present() : brings the view's address up to date; 0 if there is no memory behind it now. */
+int tensor_present(Tensor *t);
 
 /* tensor_share() : `t` becomes another view of `base`'s storage, initially the same view. */
 void tensor_share(Tensor *t, const Tensor *base);
@@ -24,6 +35,9 @@ void tensor_free(Tensor *t);
 
 /* tensor_bytes() : size of the elements seen through the view. */
 size_t tensor_bytes(const Tensor *t);
+
+/* tensor_room() : bytes from the view's first element to the end of its storage, rounding up included. */
+size_t tensor_room(const Tensor *t);
 
 int tensor_contiguous(const Tensor *t);
 

@@ -106,6 +106,11 @@ typedef struct Random {
     uint64_t key, counter;
 } Random;
 
+/* The head's vocabulary is cut every HEAD_CUT rows from its first. head_sums() : elements of the sums that its loss keeps for `rows` tokens. */
+enum { HEAD_CUT = 1024 };
+static inline int64_t head_sum_rows(int64_t rows) { return rows + 31; } /* whole blocks of any instruction set */
+static inline int64_t head_sums(int64_t rows, int64_t width) { return head_sum_rows(rows) * ((width + 31) / 32 * 32); }
+
 typedef struct Backend {
     const char *name;
 #define OP(name, args) Status(*name) args;

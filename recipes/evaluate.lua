@@ -1,11 +1,14 @@
 -- evaluate: held-out loss, perplexity and bits per byte of a model on your data
 local cli = require "onn.cli"
 local data = require "onn.data"
+local limit = require "onn.limit"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
+local plan = require "onn.plan"
 local runtime = require "onn.runtime"
 local settings = require "onn.settings"
 local Tokenizer = require "onn.tokenizer"
+local units = require "onn.units"
 
 local opt = cli.parse {
   name = "evaluate",
@@ -24,7 +27,7 @@ local opt = cli.parse {
   },
 }
 settings.apply(opt, opt.model)
-runtime.apply(opt)
+local machine = runtime.apply(opt)
 
 local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
 if #model.missing > 0 then cli.fail(model:why_not()) end
@@ -33,13 +36,20 @@ local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.ope
 opt.vocab_size = model.sizes.vocabulary
 local set = cli.check(data.open(opt.data, tokenizer, opt))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
+opt.budget = machine.budget
+local needs = plan.evaluation(model, set, opt, limit.rates(model))
 if opt.dry_run then
-  cli.json { model = opt.model, samples = data.size(set), tokens = set.tokens }
+  cli.json { model = opt.model, samples = data.size(set), tokens = set.tokens, plan = needs }
   os.exit(0)
 end
-cli.check(model:load())
+if not needs.fits then
+  cli.fail(("this run needs at least %s, the budget is %s: try a smaller --seq-len, or --memory"):format(units.bytes(needs.minimum),
+    units.bytes(machine.budget)))
+end
+cli.check(model:load { ring = needs.ring })
 if opt.adapter then cli.check(lora.load(model, opt.adapter)) end
-local loss, tokens = data.loss(model, set, { batch = opt.batch, seq_len = opt.seq_len })
+local loss, tokens = data.loss(model, set, { batch = opt.batch, micro_batch = needs.micro_batch, together = needs.together,
+  seq_len = opt.seq_len })
 local result = { loss = loss, perplexity = math.exp(loss), tokens = tokens,
   bits_per_byte = set.supervised_bytes and loss * tokens / math.log(2) / set.supervised_bytes or nil }
 if cli.wants_json() then

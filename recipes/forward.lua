@@ -61,7 +61,7 @@ if opt.hidden then outputs.hidden = carry.last_hidden:to("f32"):view { shape[1],
 
 if opt.gradients then
   local params = adapter and lora.parameters(adapter) or full.parameters(model)
-  local total = sweep.gradient(model, b, { scale = 1 / b.supervised, seed = opt.seed })
+  local total = sweep.gradient(model, { b }, { scale = 1 / b.supervised, seed = opt.seed })
   require("onn.optim").fold(params)
   outputs.loss = tensors.from_table(total / b.supervised, "f32")
   for _, p in ipairs(params) do outputs["grad." .. p.name] = p.gradients[1] end

@@ -3,6 +3,7 @@ local cli = require "onn.cli"
 local completion = require "onn.completion"
 local formats = require "onn.data.formats"
 local json = require "onn.core.json"
+local limit = require "onn.limit"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
 local plan = require "onn.plan"
@@ -41,15 +42,6 @@ local machine = runtime.apply(opt)
 local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 local tokenizer = cli.check(Tokenizer.open(model.directory))
-local needs = plan.generation(model, opt)
-if opt.dry_run then
-  cli.json(needs)
-  os.exit(0)
-end
-if needs.peak > machine.budget then
-  cli.fail(("%s and a cache of %d tokens need about %s, the budget is %s (--memory and --ram set it)"):format(opt.model, opt.max_tokens,
-    units.bytes(needs.peak), units.bytes(machine.budget)))
-end
 if opt.prompt and opt.prompts then cli.fail("generate: --prompt and --prompts cannot go together", 2) end
 if opt.system and not opt.chat then cli.fail("generate: --system belongs to --chat", 2) end
 
@@ -71,26 +63,48 @@ local function read_prompts(path)
 end
 local many = opt.prompts and read_prompts(opt.prompts)
 
-cli.check(model:load())
-if opt.adapter then cli.check(lora.load(model, opt.adapter)) end
-signals.handle(true)
-
 local function encode(prompt) return cli.check(completion.encode(tokenizer, prompt, model.sizes.vocabulary)) end
+
+local prompts = {}
+if many then
+  for s, prompt in ipairs(many) do prompts[s] = encode(opt.chat and messages_of(prompt) or prompt) end
+elseif opt.prompt or not (opt.chat and terminal.isatty(0)) then
+  opt.prompt = opt.prompt or io.read "*a"
+  prompts[1] = encode(opt.chat and messages_of(opt.prompt) or opt.prompt)
+end
+opt.budget = machine.budget
+local rates = limit.rates(model)
+local needs = plan.generation(model, prompts, opt, rates)
+if opt.dry_run then
+  cli.json(needs)
+  os.exit(0)
+end
+if not needs.fits then
+  cli.fail(("%s with %d sequences of %d tokens needs at least %s, the budget is %s (--memory and --ram set it)"):format(opt.model,
+    math.max(#prompts, 1), needs.tokens, units.bytes(needs.minimum), units.bytes(machine.budget)))
+end
+cli.check(model:load { ring = needs.ring })
+if opt.adapter then cli.check(lora.load(model, opt.adapter)) end
+opt.together = needs.together
+signals.handle(true)
 
 local function say(_, text) io.stdout:write(text) io.stdout:flush() end
 
 local function tell(report)
   io.stdout:flush()
   if opt.stats then
-    cli.note("prompt: %d tokens, %.1f tokens/s; generation: %d tokens, %.1f tokens/s", report.prompt_tokens,
+    cli.note("prompt: %d tokens, %.1f tokens/s; generation: %d tokens, %.2f tokens/s", report.prompt_tokens,
       report.prompt_tokens / report.prefill_seconds, report.new_tokens, report.decoded / math.max(report.decode_seconds, 1e-9))
+    if model.ring and report.decode_bytes > 0 then
+      local share, bound = limit.share({ flops = 0, bytes_read = report.decode_bytes }, rates, report.decode_seconds)
+      cli.note("decoding read %s at %s: %.0f %% of the limit, bound by %s (%s measured)", units.bytes(report.decode_bytes),
+        units.rate(report.decode_bytes / report.decode_seconds), 100 * share, bound, units.rate(rates.disk()))
+    end
   end
 end
 
 local texts, report
 if many then
-  local prompts = {}
-  for s, prompt in ipairs(many) do prompts[s] = encode(opt.chat and messages_of(prompt) or prompt) end
   texts, report = completion.run(model, tokenizer, prompts, opt)
   local rows = {}
   for s, text in ipairs(texts) do rows[s] = { prompt = many[s], text = text } end
@@ -115,11 +129,9 @@ elseif opt.chat and not opt.prompt and terminal.isatty(0) then
     end
   until not line or (report and report.interrupted)
 else
-  local text = opt.prompt or io.read "*a"
-  local ids = encode(opt.chat and messages_of(text) or text)
-  texts, report = completion.run(model, tokenizer, { ids }, opt, not cli.wants_json() and say or nil)
+  texts, report = completion.run(model, tokenizer, prompts, opt, not cli.wants_json() and say or nil)
   if cli.wants_json() then
-    cli.json { prompt = text, text = texts[1], prompt_tokens = report.prompt_tokens, new_tokens = report.new_tokens,
+    cli.json { prompt = opt.prompt, text = texts[1], prompt_tokens = report.prompt_tokens, new_tokens = report.new_tokens,
       prefill_seconds = report.prefill_seconds, decode_seconds = report.decode_seconds }
   else
     print()

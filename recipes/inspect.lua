@@ -22,9 +22,9 @@ cli.check(a, model)
 
 local needs = {}
 if a.runnable then
-  needs.generate = plan.generation(model, { max_tokens = 256 }).peak
-  needs.train = plan.training(model, { rank = 8, batch = 8, micro_batch = 1, seq_len = math.min(512, model.sizes.positions),
-    recompute = "on" }).peak
+  local seq_len = math.min(512, model.sizes.positions)
+  needs.generate = plan.inference(model, { tokens = seq_len, cache = 256 }).minimum
+  needs.train = plan.training(model, { rank = 8, batch = 8, micro_batch = 1, seq_len = seq_len, recompute = "on" }).peak
   a.needs_bytes, a.compute_dtype = needs, model.dtype
 end
 if opt.json then

@@ -3,10 +3,10 @@ local batch = require "onn.batch"
 local cli = require "onn.cli"
 local data = require "onn.data"
 local fresh = require "onn.fresh"
+local limit = require "onn.limit"
 local Model = require "onn.model"
 local plan = require "onn.plan"
 local plot = require "onn.plot"
-local profile = require "onn.profile"
 local report = require "onn.report"
 local runtime = require "onn.runtime"
 local Session = require "onn.session"
@@ -56,9 +56,10 @@ local model = cli.check(Model.open(part, { dtype = opt.dtype }))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
 
+local rates = limit.rates(model)
+opt.rates = rates
 local plans = plan.training(model, opt)
-local peak_flops = profile.peak_flops(profile.get { quiet = true }, model.dtype)
-report.plan(model, plans, machine, peak_flops)
+report.plan(model, plans, machine, rates)
 if opt.dry_run then
   if cli.wants_json() then cli.json(plans) end
   os.exit(0)
@@ -72,11 +73,11 @@ cli.check(model:load())
 local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = true, seed = opt.seed,
   epoch = 0, cursor = 0 }
 local per_epoch = data.updates(set, order)
-opt.total_steps, opt.recompute = opt.steps or per_epoch * opt.epochs, plans.recompute
+opt.total_steps, opt.sweep = opt.steps or per_epoch * opt.epochs, plans.sweep
 local session = cli.check(Session.new(model, opt))
 
 session:watch()
-local log = report.training_log(opt, { total = opt.total_steps, plan = plans, peak_flops = peak_flops, first = 0 })
+local log = report.training_log(opt, { total = opt.total_steps, plan = plans, rates = rates, first = 0 })
 local function evaluate() return held_out and data.loss(model, held_out, order) end
 log.before = evaluate()
 signals.handle(true)

@@ -4,11 +4,10 @@ local checkpoint = require "onn.checkpoint"
 local cli = require "onn.cli"
 local data = require "onn.data"
 local layers = require "onn.layers"
+local limit = require "onn.limit"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
-local plan = require "onn.plan"
 local plot = require "onn.plot"
-local profile = require "onn.profile"
 local report = require "onn.report"
 local runtime = require "onn.runtime"
 local Session = require "onn.session"
@@ -28,7 +27,6 @@ local opt = cli.parse {
 }
 local wrong = training.check(opt)
 if wrong then cli.fail("train: " .. wrong, 2) end
-if training.idle(opt) then cli.note(training.idle(opt)) end
 settings.apply(opt, opt.model)
 local machine = runtime.apply(opt)
 
@@ -42,32 +40,32 @@ if opt.adapter then
   local rank, blocks = lora.extent(opt.adapter, model)
   opt.rank, opt.layers = cli.check(rank, blocks), blocks
 end
-
-local plans = plan.training(model, opt)
-local peak_flops = profile.peak_flops(profile.get { quiet = true }, model.dtype)
-report.plan(model, plans, machine, peak_flops)
-if opt.dry_run then
-  if cli.wants_json() then cli.json(plans) end
-  os.exit(0)
-end
-if not plans.fits then
-  cli.fail(report.too_large(plans, machine))
-end
-
-local resume, replaced = checkpoint.choose(opt)
+local resume, replaced
+if not opt.dry_run then resume, replaced = checkpoint.choose(opt) end
 local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
 opt.vocab_size = model.sizes.vocabulary
 local set = cli.check(data.open(opt.data, tokenizer, opt))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
 local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt))
-cli.check(model:load(report.loading(#model.stages)))
+
+local rates = limit.rates(model)
+local plans = training.plan(model, opt, set, rates)
+report.plan(model, plans, machine, rates)
+if opt.dry_run then
+  if cli.wants_json() then cli.json(plans) end
+  os.exit(0)
+end
+if not plans.fits then cli.fail(report.too_large(plans, machine)) end
+cli.check(model:load { ring = plans.ring, progress = report.loading(#model.stages) })
 
 local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle ~= false,
   seed = opt.seed, epoch = 0, cursor = 0 }
 local per_epoch = data.updates(set, order)
 for _, note in ipairs(data.notes(set, order)) do cli.note("data      %s", note) end
 local total = opt.steps or per_epoch * opt.epochs
-opt.total_steps, opt.recompute = total, plans.recompute
+cli.check(checkpoint.prepare(opt.out))
+opt.total_steps, opt.sweep, opt.carries = total, plans.sweep, training.carries(opt, plans)
+opt.prefix = training.prefix(model, opt, plans)
 local session = cli.check(Session.new(model, opt))
 local run = checkpoint.run(opt, { data = data.hash(set), total = total })
 if resume then
@@ -80,11 +78,10 @@ if resume then
 end
 
 session:watch()
-local log = report.training_log(opt, { total = total, plan = plans, peak_flops = peak_flops, first = session.step })
+local log = report.training_log(opt, { total = total, plan = plans, rates = rates, first = session.step })
 local function evaluate() return held_out and data.loss(model, held_out, order) end
 local function save() return cli.check(session:checkpoint(opt.out, { epoch = order.epoch, cursor = order.cursor, run = run }, opt.keep)) end
 session.replaces = replaced
-cli.check(checkpoint.prepare(opt.out))
 log.before = evaluate()
 signals.handle(true)
 local stopped

@@ -1,7 +1,8 @@
 /* Faults at chosen system calls, for a program that is started with this in LD_PRELOAD.
- * ONN_FAULT=CALL:N:ACTION   CALL: mkostemp, write, fsync, rename, unlink, rmdir, mkdir; N: which one, from 1.
- *   ACTION: kill (before the call), tear (half a write, then killed), short (one byte is written), EINTR (once), or ENOSPC, EIO: from
- *   that call on, as a full or broken disk stays so.
+ * ONN_FAULT=CALL:N:ACTION   CALL: mkostemp, write, fsync, rename, unlink, rmdir, mkdir, pread, or pwrite and pread_back of a file without
+ *   a name; N: which one, from 1.
+ *   ACTION: kill (before the call), tear (half a write, then killed), short (one byte is moved; 4096 by pwrite and pread_back), EINTR,
+ *   EINVAL or EBADMSG (once), or ENOSPC, EIO: from that call on, as a full or broken disk stays so.
  * ONN_FAULT_LOG=FILE        one line for each such call, to learn what there is to choose from. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -14,7 +15,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static struct { const char *call; int seen; } calls[] = {{"mkostemp", 0}, {"write", 0}, {"fsync", 0}, {"rename", 0}, {"unlink", 0}, {"rmdir", 0}, {"mkdir", 0}};
+static struct { const char *call; int seen; } calls[] = {{"mkostemp", 0}, {"write", 0}, {"fsync", 0}, {"rename", 0}, {"unlink", 0}, {"rmdir", 0}, {"mkdir", 0},
+                                               {"pwrite", 0}, {"pread", 0}, {"pread_back", 0}};
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
@@ -25,10 +27,10 @@ static const char *next(const char *call) {
     const char *log = getenv("ONN_FAULT_LOG"), *plan = getenv("ONN_FAULT");
     int n = 0, wanted = 0;
     char name[16];
-    static char action[16];
+    static _Thread_local char action[16];
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++)
         if (is(call, calls[i].call))
-            n = ++calls[i].seen;
+            n = __atomic_add_fetch(&calls[i].seen, 1, __ATOMIC_RELAXED); /* readers are threads */
     if (log) {
         int fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
         char line[32];
@@ -44,7 +46,8 @@ static const char *next(const char *call) {
         return NULL;
     if (is(action, "kill"))
         raise(SIGKILL);
-    errno = is(action, "ENOSPC") ? ENOSPC : is(action, "EIO") ? EIO : is(action, "EINTR") ? EINTR : 0;
+    errno = is(action, "ENOSPC") ? ENOSPC : is(action, "EIO") ? EIO : is(action, "EINTR") ? EINTR : is(action, "EBADMSG") ? EBADMSG
+            : is(action, "EINVAL") ? EINVAL : 0;
     return action;
 }
 
@@ -70,4 +73,24 @@ ssize_t write(int fd, const void *data, size_t bytes) {
     if (is(action, "short"))
         return REAL(write)(fd, data, bytes > 1);
     return action && errno ? -1 : REAL(write)(fd, data, bytes);
+}
+
+static int nameless(int fd) {
+    struct stat st;
+    return !fstat(fd, &st) && S_ISREG(st.st_mode) && !st.st_nlink;
+}
+
+ssize_t pwrite(int fd, const void *data, size_t bytes, off_t at) {
+    const char *action = nameless(fd) ? next("pwrite") : NULL;
+    if (is(action, "short"))
+        return REAL(pwrite)(fd, data, bytes > 4096 ? 4096 : bytes, at);
+    return action && errno ? -1 : REAL(pwrite)(fd, data, bytes, at);
+}
+
+ssize_t pread(int fd, void *data, size_t bytes, off_t at) {
+    int back = nameless(fd);
+    const char *action = next(back ? "pread_back" : "pread");
+    if (is(action, "short"))
+        return REAL(pread)(fd, data, back && bytes > 4096 ? 4096 : back ? bytes : bytes > 1, at);
+    return action && errno ? -1 : REAL(pread)(fd, data, bytes, at);
 }

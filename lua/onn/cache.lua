@@ -8,7 +8,7 @@ Cache.__index = Cache
 
 -- A cache for `slots` sequences of a model; capacity is a first guess in tokens.
 function Cache.new(model, slots, capacity)
-  local self = setmetatable({ model = model, slots = slots, capacity = 0, lengths = {}, slot = 1, blocks = {} }, Cache)
+  local self = setmetatable({ model = model, slots = slots, capacity = 0, lengths = {}, blocks = {} }, Cache)
   for s = 1, slots do self.lengths[s] = 0 end
   self:reserve(capacity or 256)
   return self
@@ -35,19 +35,37 @@ function Cache:reserve(capacity)
   self.capacity = size
 end
 
--- Called by the block: stores k and v, and attends. Prefill: all rows belong to self.slot. Decode: row s belongs to slot s.
+-- What the block calls while n tokens of one slot's prompt go through: stores k and v, and attends.
+local Part = {}
+Part.__index = Part
+
+function Part:attend(layer, q, k, v, window, scale)
+  local block, length, n = self.cache.blocks[layer], self.before, q:size(1)
+  local keys, values = block.k:select(1, self.slot), block.v:select(1, self.slot)
+  keys:narrow(1, length + 1, n):copy(k)
+  values:narrow(1, length + 1, n):copy(v)
+  keys, values = keys:narrow(1, 1, length + n), values:narrow(1, 1, length + n)
+  return (core.attention(q, keys, values, self.q_starts, self.k_starts, true, window, scale))
+end
+
+-- The next n tokens of slot's prompt, for ctx.cache; several parts may be under way, each slot's in order. The caller has made room,
+-- and frees the part.
+function Cache:part(slot, n)
+  local before = self.lengths[slot]
+  self.lengths[slot] = before + n
+  return setmetatable({ cache = self, slot = slot, before = before, q_starts = tensors.keep(tensors.from_table({ 0, n }, "i32")),
+    k_starts = tensors.keep(tensors.from_table({ 0, before + n }, "i32")) }, Part)
+end
+
+function Part:free()
+  self.q_starts:free()
+  self.k_starts:free()
+end
+
+-- Decoding: row s of q, k and v is the next token of slot s.
 function Cache:attend(layer, q, k, v, window, scale)
   local block = self.blocks[layer]
-  local n = q:size(1)
-  if not self.decoding then
-    local length = self.lengths[self.slot]
-    local keys, values = block.k:select(1, self.slot), block.v:select(1, self.slot)
-    keys:narrow(1, length + 1, n):copy(k)
-    values:narrow(1, length + 1, n):copy(v)
-    keys, values = keys:narrow(1, 1, length + n), values:narrow(1, 1, length + n)
-    return (core.attention(q, keys, values, self.q_starts, self.k_starts, true, window, scale))
-  end
-  for s = 1, n do
+  for s = 1, q:size(1) do
     local at = self.lengths[s] + 1
     block.k:select(1, s):narrow(1, at, 1):copy(k:narrow(1, s, 1))
     block.v:select(1, s):narrow(1, at, 1):copy(v:narrow(1, s, 1))
@@ -55,16 +73,8 @@ function Cache:attend(layer, q, k, v, window, scale)
   return core.attention_decode(q, block.k, block.v, self.valid, window, scale)
 end
 
--- Prepares for n rows of one slot (prefill), or one row of every slot (decode); finish with advance().
-function Cache:prefill(slot, n)
-  self.slot, self.decoding, self.pending = slot, false, n
-  self:reserve(self.lengths[slot] + n)
-  self.q_starts = tensors.from_table({ 0, n }, "i32")
-  self.k_starts = tensors.from_table({ 0, self.lengths[slot] + n }, "i32")
-end
-
+-- Prepares for one row of every slot; finish with advance().
 function Cache:decode()
-  self.decoding = true
   local valid = {}
   for s = 1, self.slots do valid[s] = self.lengths[s] + 1 end
   self:reserve(math.max(unpack(valid)))
@@ -72,11 +82,7 @@ function Cache:decode()
 end
 
 function Cache:advance()
-  if self.decoding then
-    for s = 1, self.slots do self.lengths[s] = self.lengths[s] + 1 end
-  else
-    self.lengths[self.slot] = self.lengths[self.slot] + self.pending
-  end
+  for s = 1, self.slots do self.lengths[s] = self.lengths[s] + 1 end
 end
 
 function Cache:free()

@@ -17,7 +17,7 @@ local function used_weight(stage, t)
   return type(owner) == "table" and owner.bias or nil
 end
 
--- A record of the loaded model's tensors: {stage name = {trained = {name = sum}, frozen = {name = sum}}}. params: what the
+-- A record of a model's tensors in memory: {stage name = {trained = {name = sum}, frozen = {name = sum}}}. params: what the
 -- optimizer moves.
 function changes.record(model, params)
   local moved, record = {}, {}
@@ -28,7 +28,7 @@ function changes.record(model, params)
       local w = used_weight(stage, t)
       if moved[t.name] then
         one.trained[t.name] = fingerprint(moved[t.name])
-      elseif w then
+      elseif w and (t.vector or not model.ring) then -- what passes through the ring is read from the file each time
         one.frozen[t.name] = fingerprint(w)
       end
     end

@@ -204,14 +204,18 @@ function data.batches(set, order)
 end
 
 -- loss(model, set, order): the mean over all supervised tokens, and their number; nil if a signal to stop came meanwhile.
+-- order.together: micro-batches that go through the model stage by stage (1). order.sweep: onn.sweep's options.
 function data.loss(model, set, order)
   local batch, sweep = require "onn.batch", require "onn.sweep"
   local total, supervised = 0, 0
-  local plain = { batch = order.micro_batch or order.batch, seq_len = order.seq_len, pack = order.pack, shuffle = false }
+  local micro = order.micro_batch or order.batch
+  local plain = { batch = micro * (order.together or 1), micro_batch = micro, seq_len = order.seq_len, pack = order.pack, shuffle = false }
   for update in data.batches(set, plain) do
+    local how = { total = total }
+    for k, v in pairs(order.sweep or {}) do how[k] = v end
+    total = sweep.loss(model, update, how)
     for _, b in ipairs(update) do
       supervised = supervised + b.supervised
-      total = sweep.loss(model, b, total)
       batch.free(b)
     end
     if signals.pending() then return nil end

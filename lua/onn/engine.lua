@@ -96,7 +96,7 @@ function Engine:train(rows, options)
   local plans = plan.training(self.model, opt)
   local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle,
     seed = opt.seed, epoch = 0, cursor = 0 }
-  opt.total_steps, opt.recompute = opt.steps or data.updates(set, order) * opt.epochs, plans.recompute
+  opt.total_steps, opt.sweep = opt.steps or data.updates(set, order) * opt.epochs, plans.sweep
   local session = begin(self, opt, options)
   self.adapter, self.trained = session.adapter, true
   session:watch()

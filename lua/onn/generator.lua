@@ -15,26 +15,42 @@ local function range(first, count)
   return t
 end
 
--- Runs a prompt's ids (Lua table) through slot `slot`; returns logits f32 (1, vocabulary) after the last.
-local function prefill(model, cache, slot, ids, adapter_seed)
-  local logits
-  for first = 1, #ids, PREFILL do
-    local n = math.min(PREFILL, #ids - first + 1)
-    local last = first + n - 1 == #ids
-    logits = scope(function()
-      local part = {}
-      for i = 1, n do part[i] = ids[first + i - 1] end
-      local before = cache.lengths[slot]
-      cache:prefill(slot, n)
-      local carry = model:carry { ids = tensors.from_table(part, "i32"), positions = tensors.from_table(range(before, n), "i32"),
-        starts = cache.q_starts, longest = before + n }
-      local ctx = { cache = cache, seed = adapter_seed }
-      ctx.only = function(x) return x:narrow(1, n, 1) end
-      carry = model:forward(carry, ctx)
-      cache:advance()
-      return last and carry.logits or nil
-    end)
+-- One part of a prompt as an item of Model:forward_all: ids first..first + n - 1. Of the last part the last row's logits are wanted.
+local function prompt_part(model, cache, slot, ids, first, n)
+  local part, taken = cache:part(slot, n), {}
+  for i = 1, n do taken[i] = ids[first + i - 1] end
+  local carry = model:carry { ids = tensors.keep(tensors.from_table(taken, "i32")),
+    positions = tensors.keep(tensors.from_table(range(part.before, n), "i32")), starts = part.q_starts, longest = part.before + n }
+  return { carry = carry, slot = slot, last = first + n - 1 == #ids,
+    ctx = { cache = part, only = function(x) return x:narrow(1, n, 1) end } }
+end
+
+-- Runs prompts' ids (Lua tables; prompt s fills slot s of the cache) through the model, stage by stage, as many tokens at once as
+-- `together` allows (default: all of them). Returns for each prompt logits f32 (1, vocabulary) after its last token.
+local function prefill(model, cache, prompts, together)
+  local logits, items, tokens, longest = {}, {}, 0, 0
+  for _, ids in ipairs(prompts) do longest = math.max(longest, #ids) end
+  cache:reserve(longest)
+  local function flush()
+    if #items == 0 then return end
+    model:forward_all(items)
+    for _, item in ipairs(items) do
+      if item.last then logits[item.slot] = item.carry.logits else item.carry.logits:free() end
+      item.carry.last_hidden:free()
+      item.carry.ids:free()
+      item.carry.positions:free()
+      item.ctx.cache:free()
+    end
+    items, tokens = {}, 0
   end
+  for slot, ids in ipairs(prompts) do
+    for first = 1, #ids, PREFILL do
+      local n = math.min(PREFILL, #ids - first + 1)
+      if tokens + n > (together or math.huge) then flush() end
+      items[#items + 1], tokens = prompt_part(model, cache, slot, ids, first, n), tokens + n
+    end
+  end
+  flush()
   return logits
 end
 
@@ -54,8 +70,9 @@ end
 generator.prefill, generator.step = prefill, step
 
 -- Continues prompts (each a Lua table of ids) until `stop[id]`, options.max_tokens, or emit() returns true for that sequence.
--- emit(sequence, id) is called for every new token but the stopping one. options: see onn.sampler, and max_tokens.
--- Returns {prompt_tokens, new_tokens, prefill_seconds, decode_seconds, interrupted}.
+-- emit(sequence, id) is called for every new token but the stopping one. options: see onn.sampler, max_tokens, and together (tokens of
+-- prompts that go through the model at once).
+-- Returns {prompt_tokens, new_tokens, decoded, prefill_seconds, decode_seconds, decode_bytes (read from the store), interrupted}.
 function generator.run(model, prompts, stop, options, emit)
   local now = require("onn.core.system").now
   local cache = Cache.new(model, #prompts, 64)
@@ -63,14 +80,16 @@ function generator.run(model, prompts, stop, options, emit)
   local began = now()
   local state, open = {}, #prompts
   local ok, failure = pcall(function()
+    local logits = prefill(model, cache, prompts, options.together)
     for s, ids in ipairs(prompts) do
       local recent = {}
       for i = 1, #ids do recent[ids[i]] = true end
-      state[s] = { recent = recent, logits = prefill(model, cache, s, ids) }
+      state[s] = { recent = recent, logits = logits[s] }
       report.prompt_tokens = report.prompt_tokens + #ids
     end
     report.prefill_seconds = now() - began
     began = now()
+    local streamed = model:streamed()
     local limit = options.max_tokens or 128
     for position = 1, limit do
       local ids = {}
@@ -92,7 +111,7 @@ function generator.run(model, prompts, stop, options, emit)
       logits:free()
       report.decoded = report.decoded + open
     end
-    report.decode_seconds = now() - began
+    report.decode_seconds, report.decode_bytes = now() - began, model:streamed() - streamed
   end)
   cache:free()
   if not ok then error(failure, 0) end

@@ -38,7 +38,7 @@ function measure.inference(model, opt)
     local ids = random_ids(model, opt.prompt_tokens)
     local cache = Cache.new(model, 1, opt.prompt_tokens)
     local began = system.now()
-    generator.prefill(model, cache, 1, ids):free()
+    generator.prefill(model, cache, { ids })[1]:free()
     local seconds = system.now() - began
     cache:free()
     if run > 0 then prefill[run] = opt.prompt_tokens / seconds end
@@ -79,7 +79,7 @@ end
 -- Leaves a LoRA-trained model as it was.
 function measure.training(model, opt)
   local plans = plan.training(model, opt)
-  local session = assert(Session.new(model, { rank = opt.rank, layers = opt.layers, full = opt.full, recompute = plans.recompute,
+  local session = assert(Session.new(model, { rank = opt.rank, layers = opt.layers, full = opt.full, sweep = plans.sweep,
     schedule = "constant", warmup = 0, total_steps = opt.steps + 1 }))
   local next_update = opt.updates or measure.random_updates(model, { batch = opt.batch, seq_len = opt.seq_len,
     micro_batch = plans.micro_batch })

@@ -10,6 +10,12 @@ local trace = require "onn.trace"
 local Model = {}
 Model.__index = Model
 
+local function range(first, last)
+  local list = {}
+  for i = first, last do list[#list + 1] = i end
+  return list
+end
+
 -- The arithmetic's dtype: "auto" keeps f32 for f32 checkpoints and takes bf16 for 16-bit ones where the processor has it.
 local function choose_dtype(wanted, store)
   if wanted and wanted ~= "auto" then return wanted end
@@ -49,7 +55,8 @@ function Model.open(path, opt)
     return self
   end
   self.missing = arch.check(described, store)
-  self.family, self.sizes, self.stages, self.run = described.family.name, described.sizes, described.stages, described.forward
+  self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
+  self.run, self.head = described.forward, described.head
   self.dtype = choose_dtype(opt.dtype, store)
   self.angles = rope.new(self.sizes.rope)
   return self
@@ -79,14 +86,22 @@ function Model:load_stage(stage)
   return true
 end
 
--- Loads all stages; progress(done, total) is called after each. Returns true, or nil, message, code.
-function Model:load(progress)
-  if self.resident then return true end
+-- Brings all weights to memory, or with opt.ring ({slots, chunk, prefetch, direct}) opens the ring that they will pass through.
+-- opt.progress(done, total) is called after each stage. Returns true, or nil, message, code.
+function Model:load(opt)
+  opt = opt or {}
+  if self.resident or self.ring then return true end
   if #self.missing > 0 then return nil, self:why_not(), "format" end
+  local message, code
+  if opt.ring then
+    self.ring, message, code = require("onn.ring").open(self, opt.ring)
+    return self.ring and true or nil, message, code
+  end
   for i, stage in ipairs(self.stages) do
-    local ok, message, code = self:load_stage(stage)
+    local ok
+    ok, message, code = self:load_stage(stage)
     if not ok then return nil, message, code end
-    if progress then progress(i, #self.stages) end
+    if opt.progress then opt.progress(i, #self.stages) end
   end
   self.resident = true
   return true
@@ -116,16 +131,58 @@ function Model:carry(batch)
   return { ids = batch.ids, positions = batch.positions, starts = batch.starts, angles = self.angles:upto(longest) }
 end
 
--- Runs every stage without gradients and returns the last carry; intermediates are freed as it goes.
-function Model:forward(carry, ctx)
-  ctx.dtype = self.dtype
-  for _, stage in ipairs(self.stages) do
-    local before, began = carry, trace.now()
-    carry = scope(self.run, self.sizes, stage, carry, ctx)
-    trace.span(stage.name, ctx.decode and "decode" or "forward", began)
-    if before.hidden and before.hidden ~= carry.hidden then before.hidden:free() end
+-- Runs f while stage i's weights are in memory.
+function Model:visit(i, f)
+  if self.ring then return self.ring:hold(i, f) end
+  f()
+end
+
+-- Runs the last stage for all items, each by way of around(item, step): three steps where its weight comes in row tiles, else one.
+-- A step is a function of a carry that gives the next carry; parts of the weight are used outside of `around`.
+function Model:run_head(items, around)
+  local i, sizes = #self.stages, self.sizes
+  local stage, steps = self.stages[i], self.head
+  if not self.ring then
+    for _, item in ipairs(items) do around(item, function(carry) return self.run(sizes, stage, carry, item.ctx) end) end
+    return
   end
-  return carry
+  for _, item in ipairs(items) do around(item, function(carry) return steps.begin(sizes, stage, carry, item.ctx) end) end
+  self.ring:tiles(i, function(weight, first)
+    for _, item in ipairs(items) do steps.part(item.carry, item.ctx, weight, first) end
+  end)
+  for _, item in ipairs(items) do around(item, function(carry) return steps.finish(carry, item.ctx) end) end
+end
+
+-- Runs every stage without gradients for all items {carry, ctx}, stage by stage; each item's carry becomes the last one.
+-- Intermediates are freed as it goes.
+function Model:forward_all(items)
+  local last = #self.stages
+  if self.ring then self.ring:schedule(range(1, last)) end
+  local function around(item, step)
+    local before = item.carry
+    item.carry = scope(step, before)
+    if before.hidden and before.hidden ~= item.carry.hidden then before.hidden:free() end
+  end
+  for _, item in ipairs(items) do item.ctx.dtype = self.dtype end
+  for i, stage in ipairs(self.stages) do
+    local began = trace.now()
+    if i == last then
+      self:run_head(items, around)
+    else
+      self:visit(i, function()
+        for _, item in ipairs(items) do around(item, function(carry) return self.run(self.sizes, stage, carry, item.ctx) end) end
+      end)
+    end
+    trace.span(stage.name, items[1].ctx.decode and "decode" or "forward", began)
+  end
+  for _, item in ipairs(items) do item.carry.hidden:free() end
+end
+
+-- The same for one carry, which is returned.
+function Model:forward(carry, ctx)
+  local item = { carry = carry, ctx = ctx }
+  self:forward_all { item }
+  return item.carry
 end
 
 -- Linear layers that an adapter may sit on: {name, out, into, role, stage}.
@@ -137,19 +194,25 @@ function Model:linear_layers()
   return list
 end
 
-function Model:close()
-  for _, stage in ipairs(self.stages or {}) do
-    for role, w in pairs(stage.weights or {}) do
-      if core.is_tensor(w) then w:free() elseif role ~= "head" then
-        w.weight:free()
-        if w.bias then w.bias:free() end
-      end
+-- Bytes of weights that have been read from the store since load().
+function Model:streamed() return self.ring and self.ring:stats().bytes or 0 end
+
+local function free_weights(stage)
+  for role, w in pairs(stage.weights) do
+    if core.is_tensor(w) then w:free() elseif role ~= "head" and role ~= "embed" then
+      w.weight:free()
+      if w.bias then w.bias:free() end
     end
-    stage.weights = nil
   end
+  stage.weights = nil
+end
+
+function Model:close()
+  for _, stage in ipairs(self.stages or {}) do if stage.weights then free_weights(stage) end end
+  if self.ring then self.ring:close() end
   if self.angles then self.angles:free() end
   self.store:close()
-  self.resident = false
+  self.resident, self.ring = false, nil
 end
 
 return Model

@@ -1,9 +1,16 @@
--- The plan: what rests where, how large a micro-batch is, which tapes are kept, and what that costs in bytes, operations and
--- seconds, said before anything is loaded. Operations per token follow the usual count for LoRA training: 2 per weight forward,
--- 2 for the input's gradient where it is needed, 6 per adapter weight, causal attention at half its square.
+-- The plan: what rests where, how stages are chunked, how many slots they pass through, how large a micro-batch is, which tapes are
+-- kept, and what that costs in bytes, operations and seconds, said before anything is loaded. Of all ways that fit the budget the one
+-- with the fewest predicted seconds is taken, then the one with the lowest peak.
+-- Operations per token follow the usual count for LoRA training: 2 per weight forward, 2 for the input's gradient where it is needed,
+-- 6 per adapter weight, causal attention at half its square.
+local data = require "onn.data"
+local lora = require "onn.nn.lora"
 local memory = require "onn.plan.memory"
 
 local plan = {}
+
+-- Rates where nobody has measured any: they only order the candidates.
+local unknown_rates = { flops_at = function() return 5e11 end, disk = function() return 1e9 end, write = function() return 5e8 end }
 
 local function layer_set(model, layers)
   local set, count, lowest = {}, 0, math.huge
@@ -15,13 +22,13 @@ local function layer_set(model, layers)
   return set, count, lowest
 end
 
--- Sums of one block's products: weights, and weights per unit of rank in an adapter on all of them.
-local function block_sizes(model)
+-- Weights in one block's products.
+local function block_size(model)
   for _, stage in ipairs(model.stages) do
     if stage.kind == "block" then
-      local weights, adapter = 0, 0
-      for _, layer in ipairs(stage.layers) do weights, adapter = weights + layer.out * layer.into, adapter + layer.out + layer.into end
-      return weights, adapter
+      local weights = 0
+      for _, layer in ipairs(stage.layers) do weights = weights + layer.out * layer.into end
+      return weights
     end
   end
 end
@@ -40,60 +47,276 @@ local function adapted(model, set, targets)
   return list
 end
 
--- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, budget.
--- Returns {weights, adapter, optimizer, tape, working, peak, recompute, micro_batch, flops_per_token, trained_layers, ...}, bytes.
-function plan.training(model, opt)
+-- Operations per token: forward, backward, recompute for `rebuilt` blocks; `from` is the first block that is computed.
+local function operations(model, opt, facts, rebuilt, from)
+  local c, block = model.sizes, 2 * block_size(model)
+  local head, attention = 2 * c.vocabulary * c.width, 2 * opt.seq_len * c.heads * c.head_size
+  local above, adapter = c.layers - facts.first, facts.adapter
+  local forward = (c.layers - from) * (block + attention) + head + 2 * adapter
+  local backward = above * (block + 2 * attention) + head + 4 * adapter
+  if opt.full then backward = backward + c.layers * block + head end
+  local again = rebuilt * (block + attention) + (above > 0 and 2 * adapter * rebuilt / above or 0)
+  return forward + backward + again
+end
+
+-- Numbers from `most` down to `least` in about `steps` equal steps, both ends included.
+local function between(least, most, steps)
+  local list, seen = {}, {}
+  for k = steps, 0, -1 do
+    local n = math.floor(least + (most - least) * k / steps + 0.5)
+    if not seen[n] then list[#list + 1], seen[n] = n, true end
+  end
+  return list
+end
+
+local function divisors(opt)
+  if opt.micro_batch then return { math.min(opt.micro_batch, opt.batch) } end
+  local list = {}
+  for m = opt.batch, 1, -1 do
+    if opt.batch % m == 0 and (m == 1 or m * opt.seq_len <= 8192) then list[#list + 1] = m end
+  end
+  return list
+end
+
+-- Stages in the order in which a step visits them; see onn.sweep.
+local function visits(model, lowest, from, heads, back)
+  local list, last = {}, #model.stages
+  for i = from, last - 1 do list[#list + 1] = i end
+  for _ = 1, heads do list[#list + 1] = last end
+  if back then for i = last - 1, lowest, -1 do list[#list + 1] = i end end
+  return list
+end
+
+-- What a step reads through `slots` slots once it has settled: bytes. Remembers what it has worked out.
+local function reader(layout)
+  local Ring, streams, known = require "onn.ring", require "onn.core.stream", {}
+  return function(stages, slots, stamp)
+    local key = slots .. "/" .. stamp
+    if not known[key] then
+      local units = Ring.uses(layout, stages)
+      local _, loaded = streams.simulate { units = #layout.units, slots = math.min(slots, #layout.units), schedule = units, rounds = 3 }
+      local bytes = 0
+      for _, unit in ipairs(loaded) do bytes = bytes + layout.bytes[unit] end
+      known[key] = bytes
+    end
+    return known[key]
+  end
+end
+
+-- Bytes that go to disk and come back when `ram` bytes of the carries may stay in memory; `now` is what one boundary holds.
+local function spilled(all, ram, now)
+  if ram >= all then return 0, 0 end
+  if ram > now then return all - ram, all - ram end
+  return all, 2 * all
+end
+
+-- All that does not depend on the choices: sizes, what is trained, rates.
+local function facts_of(model, opt)
   local c = model.sizes
   local set, trained, lowest = layer_set(model, opt.layers)
-  local block = block_sizes(model)
   local modules = opt.full and {} or adapted(model, set, opt.targets)
   local adapter = 0
   for _, layer in ipairs(modules) do adapter = adapter + (layer.out + layer.into) * opt.rank end
-  local weights, state = memory.weights(model), memory.state(model, opt, modules)
-  local loading = memory.loading(model)
-  local parameters = opt.full and model:parameters() or adapter
-  local first = opt.full and 0 or math.min(lowest, c.layers)
-  local taped_blocks = c.layers - first
-  local function need(micro, recompute)
-    local bytes, tapes = memory.training(model, opt, { tokens = micro * opt.seq_len, recompute = recompute, lowest = first, trained = set })
-    return weights + math.max(state + bytes, loading), tapes, bytes - tapes
+  local f = { trained = set, count = trained, lowest = trained > 0 and lowest or nil, adapter = adapter, budget = opt.budget or math.huge,
+    first = opt.full and 0 or math.min(lowest, c.layers), state = memory.state(model, opt, modules), rates = opt.rates or unknown_rates }
+  f.above, f.stage = c.layers - f.first, opt.full and 1 or f.first + 2 -- stage: position of the lowest trained one
+  f.resident = math.max(memory.weights(model), 0)
+  f.loading = memory.loading(model)
+  return f
+end
+
+-- One candidate: its bytes and seconds. how: {micro, kept (blocks whose tapes are kept), together, ram (of carries), slots (nil: all
+-- weights rest in memory)}.
+local function candidate(model, opt, f, m, how)
+  local micros = math.ceil(opt.batch / how.micro)
+  local tape, rebuilt = 0, f.above - how.kept
+  for index = model.sizes.layers - how.kept, model.sizes.layers - 1 do tape = tape + m.tapes[index] * micros end
+  local pinned = how.kept * micros * m.carry
+  local weights = how.slots and f.vectors + how.slots * f.layout.slot or f.resident
+  local work = math.max(rebuilt > 0 and m.rebuilt or m.kept, m.head(how.together, true))
+  local carries = math.min(how.ram, how.carries) + pinned
+  local p = { weights = weights, state = f.state, tape = tape + carries, working = work + micros * m.batch + m.common,
+    micro_batch = how.micro, micros = micros, recompute = rebuilt > 0, kept = how.kept, rebuilt = rebuilt, slots = how.slots,
+    carries_ram = how.ram < how.carries and how.ram or nil, together = how.together }
+  p.peak = weights + math.max(f.state + p.tape + p.working, how.slots and 0 or f.loading)
+  local tokens, heads = opt.batch * (opt.row_tokens or opt.seq_len), math.ceil(micros / how.together)
+  p.spill_written, p.spill_read = spilled(how.carries, how.ram, micros * m.carry)
+  local function cost(from)
+    local flops = operations(model, opt, f, rebuilt, from)
+    local stages = how.slots and visits(model, f.stage, from > 0 and from + 2 or 1, heads, true)
+    local bytes = stages and f.reads(stages, how.slots, from .. "/" .. heads) or 0
+    local compute, io, fill = tokens * flops / f.rates.flops_at(how.micro * opt.seq_len), 0, 0
+    if bytes + p.spill_read > 0 then io = (bytes + p.spill_read) / f.rates.disk() end
+    if p.spill_written > 0 then io = io + p.spill_written / f.rates.write() end
+    if bytes > 0 then fill = f.layout.slot / f.rates.disk() end
+    local seconds = (how.slots == 1 or opt.prefetch == false) and compute + io or math.max(compute, io) + fill
+    return flops, bytes, seconds
   end
-  local best
-  local micros = opt.micro_batch and { opt.micro_batch } or {}
-  if not opt.micro_batch then for m = opt.batch, 1, -1 do if opt.batch % m == 0 then micros[#micros + 1] = m end end end
-  local modes = opt.recompute == "on" and { true } or opt.recompute == "off" and { false } or { false, true }
-  local budget = opt.budget or math.huge
-  for _, recompute in ipairs(modes) do
-    for _, micro in ipairs(micros) do
-      local peak, tape, working = need(micro, recompute)
-      if not best or (best.peak > budget and peak < best.peak) then
-        best = { peak = peak, tape = tape, working = working, micro_batch = micro, recompute = recompute }
+  p.flops_per_token, p.bytes_per_step, p.seconds_per_step = cost(0)
+  if opt.reuse_prefix and f.first > 0 then
+    p.suffix_flops_per_token, p.suffix_bytes_per_step, p.suffix_seconds_per_step = cost(f.first)
+  end
+  return p
+end
+
+-- Is `a` the better plan?
+local function better(a, b, budget)
+  if not b then return true end
+  local fits, fitted = a.peak <= budget, b.peak <= budget
+  if fits ~= fitted then return fits end
+  if not fits then return a.peak < b.peak end
+  local x, y = a.suffix_seconds_per_step or a.seconds_per_step, b.suffix_seconds_per_step or b.seconds_per_step
+  if math.abs(x - y) > 0.01 * y then return x < y end
+  return a.peak < b.peak
+end
+
+-- Every way of running with these slots ("all": weights rest in memory); calls try(candidate).
+local function variants(model, opt, f, streamed, try)
+  local modes = opt.recompute == "on" and { 0 } or opt.recompute == "off" and { f.above } or between(0, f.above, 6)
+  for _, micro in ipairs(divisors(opt)) do
+    local m = memory.micro_batch(model, opt, { tokens = micro * opt.seq_len, lowest = f.first, trained = f.trained })
+    local micros = math.ceil(opt.batch / micro)
+    for _, kept in ipairs(modes) do
+      for _, together in ipairs(between(1, micros, 4)) do
+        local carries = micros * m.carry * (f.above - kept + 2)
+        local least = (together + 3) * m.carry
+        local rams = { math.huge }
+        if opt.scratch ~= false and carries > least then rams = { math.huge, (micros + 4) * m.carry, least } end
+        for _, ram in ipairs(rams) do
+          local how = { micro = micro, kept = kept, together = together, ram = math.max(ram, least), carries = carries }
+          if streamed then
+            local slots, most = opt.slots or (opt.prefetch == false and 1 or 2), #f.layout.units
+            how.slots = math.min(slots, most)
+            local p = candidate(model, opt, f, m, how)
+            local spare = math.floor((f.budget - p.peak) / f.layout.slot)
+            if not opt.slots and spare > 0 then
+              how.slots = math.min(how.slots + spare, most)
+              p = candidate(model, opt, f, m, how)
+            end
+            try(p)
+          else
+            try(candidate(model, opt, f, m, how))
+          end
+        end
       end
     end
-    if best.peak <= budget then break end
   end
-  local head = c.vocabulary * c.width
-  local attention = 2 * opt.seq_len * c.heads * c.head_size
-  local forward = c.layers * (2 * block + attention) + 2 * head + 2 * adapter
-  local backward = taped_blocks * (2 * block + 2 * attention) + 2 * head + 4 * adapter
-  if opt.full then backward = backward + c.layers * 2 * block + 2 * head end
-  local again = best.recompute and taped_blocks * (2 * block + attention) + 2 * adapter or 0
-  best.weights, best.adapter_parameters, best.state, best.trained_layers = weights, adapter, state, trained
-  best.lowest, best.fits = trained > 0 and lowest or nil, best.peak <= budget
-  best.flops_per_token = forward + backward + again
-  best.bytes_per_step = 0 -- resident: nothing is streamed
-  best.parameters = parameters
+end
+
+-- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, targets, budget; chunk, slots,
+-- prefetch (false), scratch (false: nothing is spilled), reuse_prefix (later epochs find the frozen prefix's output known), row_tokens
+-- (mean tokens of a row; seq_len), rates (onn.limit's).
+-- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots, chunk (nil: weights rest in memory);
+-- bytes_per_step, flops_per_token, seconds_per_step and the same with suffix_ in front for later epochs; ring, sweep (what Model:load
+-- and Session take), fits, minimum (the least peak of all ways), trained_layers, lowest, parameters}.
+function plan.training(model, opt)
+  local f, best, least = facts_of(model, opt), nil, math.huge
+  local function try(p)
+    least = math.min(least, p.peak)
+    if better(p, best, f.budget) then best = p end
+  end
+  local forced = opt.slots or opt.chunk
+  if not forced or opt.full then variants(model, opt, f, false, try) end
+  if not opt.full and (forced or best.peak > f.budget) then
+    f.layout = require("onn.ring").layout(model, opt.chunk or 1)
+    f.vectors, f.reads = memory.vectors(model), reader(f.layout)
+    variants(model, opt, f, true, try)
+  end
+  best.chunk = best.slots and (opt.chunk or 1)
+  best.ring = best.slots and { slots = best.slots, chunk = best.chunk, prefetch = opt.prefetch, direct = true } or nil
+  local keep_from = #model.stages - best.kept
+  best.sweep = { keep_from = keep_from, head_together = best.together }
+  best.carries = { quota = best.carries_ram or math.huge, expected = best.spill_written }
+  best.adapter_parameters, best.trained_layers, best.lowest = f.adapter, f.count, f.lowest
+  best.parameters = opt.full and model:parameters() or f.adapter
+  best.fits, best.minimum, best.tokens_per_step = best.peak <= f.budget, least, opt.batch * (opt.row_tokens or opt.seq_len)
+  if best.slots then
+    best.slot, best.streamed = f.layout.slot, 0
+    for _, bytes in ipairs(f.layout.bytes) do best.streamed = best.streamed + bytes end
+  end
   return best
 end
 
--- What generation needs: bytes of weights and of the cache for `tokens`, and bytes read per token.
-function plan.generation(model, opt)
-  local c, element = model.sizes, model.dtype == "bf16" and 2 or 4
-  local weights = memory.weights(model)
-  local tokens = opt.max_tokens or 256
-  local cache = 2 * c.layers * c.kv_heads * c.head_size * element * tokens
-  return { weights = weights, cache = cache, peak = weights + cache + 128 * c.vocabulary * 4, bytes_per_token = weights,
-    dtype = model.dtype }
+-- What running without gradients needs. opt: tokens (that go through together: of a prompt's part or a micro-batch), sequences (1),
+-- cache (tokens of each that keys and values are kept for, or nil), carried (tokens under way between stages; tokens), seq_len, labels (losses instead of logits), rows (of logits at
+-- once), budget, chunk, slots, prefetch, rates, adapter (its bytes).
+-- Returns {weights, cache, working, peak, slots, ring, bytes_per_sweep, seconds_per_sweep (of reading), fits, minimum, dtype}.
+function plan.inference(model, opt)
+  local c, budget, rates = model.sizes, opt.budget or math.huge, opt.rates or unknown_rates
+  local sequences = opt.sequences or 1
+  local shape = { rank = 0, seq_len = opt.seq_len or opt.tokens }
+  local m = memory.micro_batch(model, shape, { tokens = opt.tokens, lowest = c.layers, trained = {} })
+  local cache = opt.cache and memory.cache(model, sequences, opt.cache) or 0
+  local rows = opt.rows or sequences
+  local out = opt.labels and m.head(1, false) or m.head(1, false) + 2 * rows * c.vocabulary * 4
+  local rest = cache + (opt.adapter or 0) + m.common + (opt.carried or opt.tokens) * (2 * 4 * c.width + 64) + math.max(m.kept, out)
+  local p = { cache = cache, working = rest - cache, dtype = model.dtype, weights = memory.weights(model), bytes_per_sweep = 0,
+    seconds_per_sweep = 0 }
+  p.peak = p.weights + math.max(rest, memory.loading(model))
+  p.minimum = p.peak
+  if opt.slots or opt.chunk or p.peak > budget then
+    local layout = require("onn.ring").layout(model, opt.chunk or 1)
+    local vectors, few = memory.vectors(model), opt.prefetch == false and 1 or 2
+    local spare = budget == math.huge and #layout.units or math.floor((budget - vectors - rest) / layout.slot)
+    p.slots = math.min(#layout.units, opt.slots or math.max(few, spare))
+    p.weights = vectors + p.slots * layout.slot
+    p.peak = p.weights + rest
+    p.minimum = math.min(p.minimum, vectors + few * layout.slot + rest)
+    p.ring = { slots = p.slots, chunk = opt.chunk or 1, prefetch = opt.prefetch, direct = true }
+    p.bytes_per_sweep = reader(layout)(visits(model, 0, 1, 1, false), p.slots, "forward")
+    p.seconds_per_sweep = p.bytes_per_sweep > 0 and p.bytes_per_sweep / rates.disk() or 0
+  end
+  p.fits = p.peak <= budget
+  return p
+end
+
+-- What generating from prompts (lists of ids; none: one that is still to come) needs. opt: max_tokens, budget, adapter (directory),
+-- chunk, slots, prefetch. Returns plan.inference's fields, tokens (of the longest sequence) and together (tokens of prompts at once).
+function plan.generation(model, prompts, opt, rates)
+  local longest, total = opt.max_tokens, 0
+  for _, ids in ipairs(prompts) do longest, total = math.max(longest, #ids + opt.max_tokens), total + #ids end
+  local adapter = opt.adapter and lora.bytes(opt.adapter, model) or 0
+  local function need(together)
+    return plan.inference(model, { tokens = math.min(512, together), sequences = math.max(#prompts, 1), cache = longest, seq_len = longest,
+      carried = together, budget = opt.budget, chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, adapter = adapter,
+      rates = rates })
+  end
+  local together = math.max(total, 512)
+  local p = need(together)
+  while together > 512 and not p.fits do
+    together = math.max(512, math.floor(together / 2))
+    p = need(together)
+  end
+  p.tokens, p.together = longest, together
+  return p
+end
+
+-- What the loss over `set` (of onn.data) needs: plan.inference's fields, micro_batch (rows) and together (micro-batches that go through
+-- the model stage by stage, so that it is read once for all of them). opt: batch (most rows of a micro-batch), seq_len, adapter, budget,
+-- chunk, slots, prefetch.
+function plan.evaluation(model, set, opt, rates)
+  local rows = data.rows(set, { seq_len = opt.seq_len, pack = opt.pack }):info()
+  local longest = math.min(opt.seq_len, rows.longest)
+  local adapter = opt.adapter and lora.bytes(opt.adapter, model) or 0
+  local function need(micro, together)
+    local p = plan.inference(model, { tokens = micro * longest, carried = micro * longest * together, seq_len = longest, labels = true,
+      budget = opt.budget, chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, adapter = adapter, rates = rates })
+    p.micro_batch, p.together = micro, together
+    return p
+  end
+  local micro = math.min(opt.batch, rows.rows)
+  local p = need(micro, 1)
+  while micro > 1 and not p.fits do
+    micro = math.floor(micro / 2)
+    p = need(micro, 1)
+  end
+  local most = math.ceil(rows.rows / micro)
+  while p.fits and p.bytes_per_sweep > 0 and p.together < most do -- each doubling halves what is read, while memory for it is there
+    local more = need(micro, math.min(2 * p.together, most))
+    if not more.fits or more.bytes_per_sweep / more.together >= p.bytes_per_sweep / p.together then break end
+    p = more
+  end
+  return p
 end
 
 return plan

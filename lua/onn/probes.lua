@@ -121,4 +121,50 @@ function probes.disk(directory)
   return result
 end
 
+-- {read, write}: bytes/s at which a model's own tensors come through onn.core.stream, in the order of the stages, up to 2 GB of them
+-- or 2 seconds; and at which onn.core.spill writes 256 MB beside them, or, where that is not allowed, in the directory for such files.
+function probes.streaming(model)
+  local streams, units, bytes = require "onn.core.stream", {}, 0
+  for _, stage in ipairs(model.stages) do
+    for _, t in ipairs(stage.tensors) do
+      local stored = model.store:info(t.name).bytes
+      if not t.vector and bytes < 2e9 then
+        local rows = math.max(1, math.floor(t.shape[1] / math.ceil(stored / 2 ^ 26)))
+        for first = 0, t.shape[1] - 1, rows do
+          units[#units + 1] = { { name = t.name, first = first, rows = math.min(rows, t.shape[1] - first) } }
+        end
+        bytes = bytes + stored
+      end
+    end
+  end
+  local stream, order = assert(streams.open(model.store, { units = units, slots = 3, prefetch = true, direct = true })), {}
+  for u = 1, #units do order[u] = u end
+  stream:schedule(order)
+  local began = system.now()
+  for u = 1, #units do
+    assert(stream:acquire(u))
+    stream:release(u)
+    if system.now() - began > 2 then break end
+  end
+  local read = stream:stats().bytes / (system.now() - began)
+  stream:close()
+  local rate = nil
+  for _, directory in ipairs { model.directory, "." } do rate = rate or probes.spilling(directory) end
+  return { read = read, write = rate or read / 2 }
+end
+
+-- Bytes/s of writing 256 MB in the background, or nil where nothing can be written.
+function probes.spilling(directory)
+  if (system.free_disk(directory) or 0) < 2e9 then return nil end
+  local spill = require("onn.core.spill").open(directory)
+  if not spill then return nil end
+  local block, began = tensors.new("f32", { 2 ^ 20 }):fill(1), system.now()
+  for _ = 1, 64 do spill:write(block) end
+  spill:wait()
+  local rate = 64 * 2 ^ 22 / (system.now() - began)
+  block:free()
+  spill:close()
+  return rate
+end
+
 return probes

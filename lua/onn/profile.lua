@@ -135,6 +135,41 @@ function profile.peak_flops(p, dtype)
   return best
 end
 
+-- The rate of products of `rows` rows in `dtype`, FLOP/s: the best measured of so many, between measured sizes the line between them.
+function profile.flops_at(p, dtype, rows)
+  local by_rows, sizes = {}, {}
+  for _, one in ipairs(p.products) do
+    if one.dtype == dtype then
+      if not by_rows[one.rows] then sizes[#sizes + 1] = one.rows end
+      by_rows[one.rows] = math.max(by_rows[one.rows] or 0, one.flops)
+    end
+  end
+  if #sizes == 0 then return profile.peak_flops(p, dtype) end
+  table.sort(sizes)
+  local below = sizes[1]
+  for _, size in ipairs(sizes) do
+    if size >= rows then
+      if size == below then return by_rows[size] end
+      return by_rows[below] + (by_rows[size] - by_rows[below]) * (rows - below) / (size - below)
+    end
+    below = size
+  end
+  return by_rows[below]
+end
+
+-- {read, write}: bytes/s of the disk that a model's files lie on, read past the page cache as streaming reads them. Kept in the cache.
+function profile.disk(model)
+  local path, directory = cache_path(), assert(system.realpath(model.directory))
+  local kept = files.read_json(path)
+  if type(kept) ~= "table" or type(kept.shares) ~= "table" then kept = { shares = {}, times = {} } end
+  if type(kept.disks) ~= "table" then kept.disks = {} end
+  if type(kept.disks[directory]) ~= "table" then
+    kept.disks[directory] = undisturbed(function() return probes.streaming(model) end)
+    if system.mkdir_p(profile.cache_directory()) then system.write_file(path, json.encode(kept) .. "\n") end
+  end
+  return kept.disks[directory]
+end
+
 -- Bytes/s of `kind` (read, decode, copy) for something of this size: between measured sizes, the line between them.
 function profile.memory_rate(p, kind, bytes)
   local list = p.memory

@@ -1,26 +1,41 @@
 -- What training says: the plan before, a line per update, the summary after. Text on stderr, results on stdout.
 local cli = require "onn.cli"
 local json = require "onn.core.json"
+local limit = require "onn.limit"
 local progress = require "onn.progress"
+local system = require "onn.core.system"
 local tensorboard = require "onn.tensorboard"
 local tensors = require "onn.core.tensor"
 local units = require "onn.units"
 
 local report = {}
 
-function report.plan(model, plans, machine, peak_flops)
+function report.plan(model, plans, machine, rates)
   cli.note("model     %s (%s): %s parameters, %d blocks, %s arithmetic", model.path, model.family, units.count(model:parameters()),
     model.sizes.layers, model.dtype)
   cli.note("plan      weights %s + optimizer %s + tapes %s + working %s = %s of %s; micro-batch %d, %s",
     units.bytes(plans.weights), units.bytes(plans.state), units.bytes(plans.tape), units.bytes(plans.working), units.bytes(plans.peak),
-    units.bytes(machine.budget), plans.micro_batch, plans.recompute and "activations rebuilt" or "activations kept")
-  cli.note("limit     %s per token; at this machine's %s that is %.0f tokens/s", units.operations(plans.flops_per_token),
-    units.flops(peak_flops), peak_flops / plans.flops_per_token)
+    units.bytes(machine.budget), plans.micro_batch, not plans.recompute and "activations kept"
+      or plans.kept > 0 and ("activations of %d blocks kept, of %d rebuilt"):format(plans.kept, plans.rebuilt) or "activations rebuilt")
+  if plans.slots then
+    cli.note("streamed  %s of weights pass through %d slots of %s: %s are read for an update%s", units.bytes(plans.streamed), plans.slots,
+      units.bytes(plans.slot), units.bytes(plans.bytes_per_step), plans.spill_written > 0 and ("; carries beyond %s are spilled, %s"):format(
+        units.bytes(plans.carries_ram), units.bytes(plans.spill_written)) or "")
+  end
+  local function line(what, flops, bytes, seconds)
+    cli.note("limit     %s%s for an update at %s%s; about %s", what, units.operations(flops), units.flops(rates.flops),
+      bytes > 0 and (", %s read at %s"):format(units.bytes(bytes), units.rate(rates.disk())) or "", units.seconds(seconds))
+  end
+  line("", plans.flops_per_token * plans.tokens_per_step, plans.bytes_per_step, plans.seconds_per_step)
+  if plans.suffix_seconds_per_step then
+    line("once the frozen stages' output is known: ", plans.suffix_flops_per_token * plans.tokens_per_step, plans.suffix_bytes_per_step,
+      plans.suffix_seconds_per_step)
+  end
 end
 
 function report.too_large(plans, machine)
-  return ("this run needs about %s, the budget is %s: try --recompute on, a smaller --micro-batch or --seq-len, or --memory"):format(
-    units.bytes(plans.peak), units.bytes(machine.budget))
+  return ("this run needs at least %s, the budget is %s: try a smaller --seq-len or --rank, fewer --layers, or --memory"):format(
+    units.bytes(plans.minimum), units.bytes(machine.budget))
 end
 
 -- A progress callback for Model:load.
@@ -38,9 +53,9 @@ local function finite(x) return x and (x == x and math.abs(x) < math.huge and x 
 local Log = {}
 Log.__index = Log
 
--- facts: {total (updates), plan, peak_flops, first (updates done before)}.
+-- facts: {total (updates), plan, rates (onn.limit's), first (updates done before)}.
 function report.training_log(opt, facts)
-  local self = setmetatable({ opt = opt, facts = facts, losses = {}, tokens = 0, seconds = 0 }, Log)
+  local self = setmetatable({ opt = opt, facts = facts, losses = {}, tokens = 0, seconds = 0, work = {} }, Log)
   if opt.log then
     local file, message = io.open(opt.log, facts.first > 0 and "a" or "w")
     self.file = cli.check(file, "--log " .. tostring(message)) -- io.open's third value is no exit status
@@ -50,21 +65,32 @@ function report.training_log(opt, facts)
   return self
 end
 
+-- The operations and bytes of an update: what its frozen prefix's cache gave was not computed again.
+local function work_of(plans, r)
+  local known = r.prefix_tokens or 0
+  return { flops = (r.tokens - known) * plans.flops_per_token + known * (plans.suffix_flops_per_token or 0),
+    bytes_read = r.bytes_streamed + r.bytes_fetched, bytes_written = r.bytes_spilled }
+end
+
 function Log:step(r)
   local facts = self.facts
   self.tokens, self.seconds = self.tokens + r.tokens, self.seconds + r.seconds
   local rate = r.tokens / r.seconds
-  local share = rate * facts.plan.flops_per_token / facts.peak_flops
+  local work = work_of(facts.plan, r)
+  local share, bound = limit.share(work, facts.rates, r.seconds)
+  for key, value in pairs(work) do self.work[key] = (self.work[key] or 0) + value end
   self.last_step = r.step
   if not r.skipped then self.losses[#self.losses + 1] = { r.step, r.loss } end
-  self.rates = self.rates or {}
+  self.rates, self.step_seconds = self.rates or {}, self.step_seconds or {}
+  self.step_seconds[#self.step_seconds + 1] = r.seconds
   self.rates[#self.rates + 1] = rate
   local memory = tensors.memory()
   if self.file then
     local ok, message = self.file:write(json.encode { step = r.step, epoch = r.epoch, loss = finite(r.loss), lr = r.lr,
       grad_norm = finite(r.grad_norm), recomputed = facts.plan.recompute,
-      tokens = r.tokens, tokens_per_s = rate, seconds = r.seconds, bytes_streamed = 0, device_peak = memory.peak,
-      ram_peak = require("onn.core.system").peak_rss(), limit_share = share, bound = "compute", skipped = r.skipped }, "\n")
+      tokens = r.tokens, tokens_per_s = rate, seconds = r.seconds, bytes_streamed = r.bytes_streamed, bytes_spilled = r.bytes_spilled,
+      prefix_tokens = r.prefix_tokens, device_peak = memory.peak, ram_peak = system.peak_rss(), limit_share = share, bound = bound,
+      skipped = r.skipped }, "\n")
     if ok then ok, message = self.file:flush() end
     if not ok and not self.log_failed then
       self.log_failed = true
@@ -75,8 +101,8 @@ function Log:step(r)
     self:scalars(r.step, { loss = r.loss, lr = r.lr, grad_norm = r.grad_norm, tokens_per_s = rate, limit_share = share,
       device_peak = memory.peak })
   end
-  self.bar:update(r.step, ("loss %.4f  lr %.2e  |g| %.3f  %.0f tok/s  %.0f %% of the limit  %s"):format(r.loss, r.lr, r.grad_norm, rate,
-    100 * share, units.bytes(memory.peak)))
+  self.bar:update(r.step, ("loss %.4f  lr %.2e  |g| %.3f  %.0f tok/s%s  %.0f %% of the limit (%s)  %s"):format(r.loss, r.lr, r.grad_norm,
+    rate, r.bytes_streamed > 0 and "  " .. units.rate(r.bytes_streamed / r.seconds) or "", 100 * share, bound, units.bytes(memory.peak)))
   if r.skipped then cli.note("step %d skipped: its loss or gradient is not finite", r.step) end
 end
 
@@ -106,20 +132,25 @@ function Log:summary(session, out, peak, plot)
   if self.file then self.file:close() end
   if self.board then self.board:close() end
   local rate = median(self.rates)
-  local share = rate and rate * self.facts.plan.flops_per_token / self.facts.peak_flops
+  local share, bound, least
+  if rate then share, bound, least = limit.share(self.work, self.facts.rates, self.seconds) end
   local first, last = self.losses[1], self.losses[#self.losses]
   local result = { out = out, steps = session.step, skipped = session.skipped,
     loss_first = first and first[2], loss_last = last and last[2],
     eval_before = finite(self.before), eval_after = finite(self.after), tokens = self.tokens, seconds = self.seconds, tokens_per_s = rate,
-    limit_share = share, bound = "compute", device_peak = peak, predicted_peak = self.facts.plan.peak,
-    ram_peak = require("onn.core.system").peak_rss(), trained_parameters = self.facts.plan.parameters }
+    limit_share = share, limit_seconds = least, bound = bound, bytes_streamed = self.work.bytes_read, flops = self.work.flops,
+    peak_flops = self.facts.rates.flops, disk_bytes_per_s = (self.work.bytes_read or 0) > 0 and self.facts.rates.disk() or nil,
+    seconds_per_step = median(self.step_seconds), predicted_seconds_per_step = self.facts.plan.seconds_per_step,
+    device_peak = peak, predicted_peak = self.facts.plan.peak, ram_peak = system.peak_rss(), trained_parameters = self.facts.plan.parameters }
   if cli.wants_json() then return cli.json(result) end
   if #self.losses > 2 and not cli.is_quiet() then io.stderr:write(plot.line(self.losses, { title = "loss" }), "\n") end
   if first then cli.print(("loss      %.4f -> %.4f over %d steps"):format(first[2], last[2], session.step)) end
   if self.before and self.after then cli.print(("held out  %.4f -> %.4f"):format(self.before, self.after)) end
   if rate then
-    cli.print(("speed     %.0f tokens/s, %.0f %% of the limit (bound by arithmetic); peak %s, predicted %s"):format(rate, 100 * share,
-      units.bytes(peak), units.bytes(self.facts.plan.peak)))
+    cli.print(("speed     %.0f tokens/s; peak %s, predicted %s"):format(rate, units.bytes(peak), units.bytes(self.facts.plan.peak)))
+    cli.print(("limit     %.0f %% of it, bound by %s: %s at %s%s took %s"):format(100 * share, bound, units.operations(self.work.flops),
+      units.flops(self.facts.rates.flops), self.work.bytes_read > 0 and (" and %s read at %s"):format(units.bytes(self.work.bytes_read),
+        units.rate(self.facts.rates.disk())) or "", units.seconds(self.seconds)))
   end
   if session.skipped > 0 then cli.print(("skipped   %d updates were not finite"):format(session.skipped)) end
   cli.print("written   " .. out)

@@ -1,6 +1,7 @@
 -- A training session: what is trained (an adapter, or all weights), its optimizer, and one update after another.
 --   local session = Session.new(model, { rank = 8, alpha = 16, targets = "all-linear", lr = 2e-4, total_steps = 100 })
 --   for update in data.batches(...) do print(session:update(update).loss) end
+local Carries = require "onn.carries"
 local changes = require "onn.changes"
 local checkpoint = require "onn.checkpoint"
 local core = require "onn.core.ops"
@@ -22,10 +23,12 @@ Session.defaults = { rank = 8, dropout = 0, targets = "all-linear", lr = 2e-4, s
 Session.patience = 5 -- updates in a row that may be skipped for numbers that are not finite
 
 -- opt: Session.defaults' keys, alpha (default 2 * rank), layers (set of block numbers, or nil), full, adapter (directory to go on
--- from), attached (an adapter on the model to go on from), recompute, total_steps. Returns the session, or nil, message, code.
+-- from), attached (an adapter on the model to go on from), recompute, sweep (more of onn.sweep's options, as a plan has them), carries
+-- (onn.carries' options), prefix (an onn.prefix), total_steps. Returns the session, or nil, message, code.
 function Session.new(model, opt)
   local given = opt._given or opt
-  local self = setmetatable({ model = model, step = 0, skipped = 0, skipped_in_row = 0, opt = {} }, Session)
+  local self = setmetatable({ model = model, step = 0, skipped = 0, skipped_in_row = 0, opt = {}, prefix = opt.prefix,
+    carries = Carries.new(opt.carries or { quota = math.huge }) }, Session)
   for k, v in pairs(Session.defaults) do self.opt[k] = v end
   for k, v in pairs(opt) do self.opt[k] = v end
   opt = self.opt
@@ -53,18 +56,16 @@ function Session.new(model, opt)
   return self
 end
 
--- Adds the gradients of all micro-batches up; an error leaves none behind. Returns the sum of the losses of all tokens.
+-- Adds the gradients of all micro-batches up; an error leaves none behind. Returns what onn.sweep returns.
 local function accumulate(self, micros, supervised, epoch)
-  local total, opt = 0, self.opt
-  local ok, message = pcall(function()
-    for _, b in ipairs(micros) do
-      total = sweep.gradient(self.model, b, { scale = 1 / math.max(supervised, 1), recompute = opt.recompute, seed = opt.seed,
-        epoch = epoch, total = total })
-    end
-  end)
-  if ok then return total end
+  local opt = self.opt
+  local how = { scale = 1 / math.max(supervised, 1), recompute = opt.recompute, seed = opt.seed, epoch = epoch, prefix = self.prefix,
+    carries = self.carries }
+  for k, v in pairs(opt.sweep or {}) do how[k] = v end
+  local ok, total, known = pcall(sweep.gradient, self.model, micros, how)
+  if ok then return total, known end
   optim.clear(self.params)
-  error(message, 0)
+  error(total, 0)
 end
 
 -- One update from its micro-batches (see onn.batch). The loss is the sum over all supervised tokens by their number in the whole
@@ -72,7 +73,9 @@ end
 function Session:update(micros, epoch)
   local opt, supervised, tokens = self.opt, 0, 0
   for _, b in ipairs(micros) do supervised, tokens = supervised + b.supervised, tokens + b.tokens end
-  local total = accumulate(self, micros, supervised, epoch)
+  local streamed, spilled = self.model:streamed(), self.carries:stats()
+  local total, known = accumulate(self, micros, supervised, epoch)
+  local now = self.carries:stats()
   local began = trace.now()
   optim.fold(self.params)
   self.step = self.step + 1
@@ -91,7 +94,9 @@ function Session:update(micros, epoch)
   end
   optim.clear(self.params)
   trace.span("optimizer", "optimizer", began, { step = self.step })
-  return { step = self.step, loss = loss, lr = lr, grad_norm = norm, tokens = tokens, supervised = supervised, skipped = skipped }
+  return { step = self.step, loss = loss, lr = lr, grad_norm = norm, tokens = tokens, supervised = supervised, skipped = skipped,
+    bytes_streamed = self.model:streamed() - streamed, bytes_spilled = now.written - spilled.written,
+    bytes_fetched = now.read - spilled.read, prefix_tokens = known }
 end
 
 -- The first trained tensor with values that are not finite, and how many; nil if all are.
@@ -146,6 +151,7 @@ end
 
 -- Frees everything the session holds, the adapter included unless `keep` is true: then it stays on the model.
 function Session:close(keep)
+  self.carries:clear()
   for _, p in ipairs(self.params) do tape.forget(p.shadow or p.value) end
   if self.adapter and not keep then lora.remove(self.model, self.adapter) end
   for _, p in ipairs(self.params) do

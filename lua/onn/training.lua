@@ -1,4 +1,7 @@
--- What is wrong, or without effect, among training's options; for the recipe and for scripts.
+-- What training's options mean together: what is wrong among them, the plan, where scratch data lies; for the recipe and for scripts.
+local cli = require "onn.cli"
+local data = require "onn.data"
+local plan = require "onn.plan"
 local system = require "onn.core.system"
 
 local training = {}
@@ -27,19 +30,40 @@ function training.check(opt)
     return ("--betas: expected two numbers from 0 to below 1, got %s"):format(table.concat(betas, ","))
   end
   if opt.eval_every and not opt.eval then return "--eval-every: held-out data is needed, --eval DATA" end
+  for _, key in ipairs { "chunk", "slots" } do
+    if opt.full and given[key] then return ("--%s: with --full all weights rest in memory"):format(key) end
+  end
   if opt.count and opt.ratio then return "--count and --ratio say the same thing twice: give one" end
 end
 
--- idle(opt): lines about options that are taken and change nothing, because all weights rest in memory.
-function training.idle(opt)
-  local given, names = given_of(opt), {}
-  for _, key in ipairs { "chunk", "slots", "prefetch", "prefix_cache", "scratch" } do
-    if given[key] ~= nil then
-      names[#names + 1] = (key == "prefetch" or key == "prefix_cache") and opt[key] == false and flag("no_" .. key) or flag(key)
-    end
-  end
-  if #names == 0 then return nil end
-  return table.concat(names, ", ") .. (#names == 1 and " has" or " have") .. " no effect yet: all weights rest in memory"
+-- The plan of training `set` (of onn.data) with a recipe's options: for its rows as long as they are. rates: onn.limit's.
+function training.plan(model, opt, set, rates)
+  local rows = data.rows(set, { pack = opt.pack, seq_len = opt.seq_len }):info()
+  local wanted = { rates = rates, seq_len = math.min(opt.seq_len, rows.longest), row_tokens = rows.tokens / rows.rows,
+    batch = math.min(opt.batch, rows.rows) }
+  local updates = math.ceil(rows.rows / opt.batch)
+  wanted.reuse_prefix = opt.prefix_cache ~= false and not opt.full and (opt.steps or updates * opt.epochs) > updates
+  return plan.training(model, setmetatable(wanted, { __index = opt }))
+end
+
+-- Where spilled carries and the prefix cache lie: --scratch, else in --out.
+local function scratch(opt) return opt.scratch or opt.out .. "/scratch" end
+
+-- onn.carries' options of a run; makes the directory where something will be spilled.
+function training.carries(opt, plans)
+  local spills = plans.carries.quota < math.huge
+  if spills then cli.check(system.mkdir_p(scratch(opt))) end
+  return { quota = plans.carries.quota, expected = plans.carries.expected, scratch = spills and scratch(opt) or nil }
+end
+
+-- The frozen-prefix cache of a run, or nil where it has no use: nothing is frozen below, or no sample comes twice.
+function training.prefix(model, opt, plans)
+  if not plans.suffix_flops_per_token then return nil end
+  local lowest = plans.lowest + 2
+  local prefix = require "onn.prefix"
+  cli.check(system.mkdir_p(scratch(opt)))
+  return prefix.open { key = prefix.key(model, lowest), quota = plans.prefix_ram, directory = scratch(opt), angles = model.angles,
+    disk = (system.free_disk(opt.scratch or opt.out) or 0) * 0.9, note = function(text) cli.note("prefix    %s", text) end }
 end
 
 -- Takes an older run's adapter out of a directory that now holds a whole model: readers would put it on.

@@ -76,7 +76,7 @@ describe("golden decoder", function()
           local b = batch.from_ids(ids)
           local state, losses = adamw.state(), {}
           for step = 1, 5 do
-            losses[step] = sweep.gradient(model, b, { scale = 1 / b.supervised }) / b.supervised
+            losses[step] = sweep.gradient(model, { b }, { scale = 1 / b.supervised }) / b.supervised
             if step == 1 then
               local top = 0
               for _, name in ipairs(golden:names()) do if name:find "^grad%." then top = math.max(top, largest(golden:read(name))) end end
@@ -111,7 +111,7 @@ describe("golden decoder", function()
           local b = batch.from_ids(ids)
           local adapter = assert(lora.load(model, folder))
           lora.parameters(adapter)
-          sweep.gradient(model, b, { scale = 1 })
+          sweep.gradient(model, { b }, { scale = 1 })
           batch.free(b)
           lora.remove(model, adapter)
           model:close()

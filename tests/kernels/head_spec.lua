@@ -115,18 +115,110 @@ describe("head and loss", function()
   end)
 
   it("never hold all logits", function()
-    local rows, vocabulary = 1000, 8000
+    local rows, vocabulary = 1000, 30000
     local x, w, labels = random("f32", { rows, 16 }, 1), weight("f32", vocabulary, 16), ints(labels_of(rows, vocabulary))
-    collectgarbage()
-    collectgarbage()
+    for _, gradient in ipairs { true, false } do
+      collectgarbage()
+      collectgarbage()
+      local used = core.memory().used
+      core.reset_peak()
+      ops.head_loss(x, w, labels, nil, 1, 1, gradient)
+      assert(core.memory().peak - used < rows * vocabulary * 4 / (gradient and 10 or 20))
+    end
+  end)
+
+  -- The loss with the weight in parts of these numbers of cuts (the last one takes the rest).
+  local function streamed(x, w, labels, parts, scale, multiplier, gradient)
+    local vocabulary = w:size(1)
+    local state, first, k = ops.head_begin(x, vocabulary, gradient), 0, 1
+    while first < vocabulary do
+      local rows = math.min(vocabulary - first, (parts[k] or math.huge) * ops.head_cut)
+      ops.head_part(state, x, w:narrow(1, first + 1, rows), labels, first, multiplier)
+      first, k = first + rows, k + 1
+    end
+    return ops.head_end(state, x, labels, scale, multiplier, gradient)
+  end
+
+  it("have the same bits whatever parts the weight comes in, any threads, any micro-batch", function()
+    local vocabulary = 3 * ops.head_cut + 77
+    for _, dtypes in ipairs { { "f32", "f32" }, { "f32", "f16" }, { "bf16", "bf16" } } do
+      local rows = 75
+      local x, w, labels = gapped(dtypes[1], rows, 33, 1, -8, 8), weight(dtypes[2], vocabulary, 33), labels_of(rows, vocabulary, 3)
+      for i = 10, 44 do labels[i] = -100 end
+      labels[1], labels[2], labels[4], labels[5], labels[75] = 0, vocabulary - 1, ops.head_cut, ops.head_cut - 1, 2 * ops.head_cut + 31
+      local all = reference.bits(ops.head_loss(x, w, ints(labels), nil, 0.5, 1.5, true))
+      for _, parts in ipairs { {}, { 1, 1, 1 }, { 2, 1 }, { 1, 2 } } do
+        local nll, dx = reference.any_threads(function() return streamed(x, w, ints(labels), parts, 0.5, 1.5, true) end)
+        assert.equal(all, reference.bits(nll, dx))
+        assert.equal(reference.bits(nll), reference.bits((streamed(x, w, ints(labels), parts, 0.5, 1.5, false))))
+      end
+      local nll, dx = ops.head_loss(x, w, ints(labels), nil, 0.5, 1.5, true)
+      for _, cut in ipairs { { 1, 1 }, { 2, 40 }, { 20, 20 }, { 42, 34 } } do
+        local some = {}
+        for i = 1, cut[2] do some[i] = labels[cut[1] + i - 1] end
+        local nll1, dx1 = streamed(x:narrow(1, cut[1], cut[2]), w, ints(some), { 2 }, 0.5, 1.5, true)
+        assert.equal(reference.bits(nll:narrow(1, cut[1], cut[2]), dx:narrow(1, cut[1], cut[2])), reference.bits(nll1, dx1))
+      end
+    end
+  end)
+
+  it("are right for thousands of tokens and for maxima that move in every cut", function()
+    local rows, width, vocabulary = 2300, 3, 2 * ops.head_cut + 5
+    local labels, ascending = {}, {}
+    for r = 1, rows do labels[r] = r % 5 == 0 and -100 or (r * 7919) % vocabulary end
+    for v = 1, vocabulary do ascending[v] = { 0.01 * v, math.sin(v), 1 } end
+    local x = random("f32", { rows, width }, 1)
+    for _, w in ipairs { core.from_table(ascending), weight("f32", vocabulary, width) } do
+      local nll, dx = ops.head_loss(x, w, ints(labels), nil, 2, 1, true)
+      for _, r in ipairs { 1, 2, 37, 1023, 1024, 1281, 2299, 2300 } do
+        local want_nll, want_dx = head(flat(x:narrow(1, r, 1)), flat(w), { labels[r] }, 1, width, vocabulary, 2, 1)
+        near(nll:narrow(1, r, 1), want_nll, 3e-6, 1e-5, "nll")
+        near(dx:narrow(1, r, 1), want_dx, 1e-4, 2e-5, "dx")
+      end
+    end
+  end)
+
+  it("take tokens of one part for another's in no case", function()
+    local x, w, labels = random("f32", { 3, 9 }, 1), weight("f32", ops.head_cut + 20, 9), ints { 0, 5, -100 }
+    local cut, vocabulary = ops.head_cut, w:size(1)
+    local function refuses(pattern, f) assert.error_matches(f, pattern) end
+    local state = ops.head_begin(x, vocabulary)
+    refuses("a multiple of %d+ rows or the last " .. vocabulary, function() ops.head_part(state, x, w:narrow(1, 1, 40), labels, 0) end)
+    refuses("from row 0 on is expected, got " .. cut, function() ops.head_part(state, x, w:narrow(1, cut + 1, 20), labels, cut) end)
+    refuses("0 of %d+ rows", function() ops.head_end(state, x, labels, 1, 1, true) end)
+    ops.head_part(state, x, w:narrow(1, 1, cut), labels, 0)
+    refuses("or the last 20, got 21", function() ops.head_part(state, x, w:narrow(1, 1, 21), labels, cut) end)
+    refuses("began with another input", function() ops.head_part(state, x:narrow(1, 1, 2), w, ints { 0, 1 }, cut) end)
+    refuses("began with another input", function() ops.head_part(state, x:to "bf16", w:to "bf16", labels, cut) end)
+    refuses("outside 0..", function() ops.head_part(state, x, w:narrow(1, 1, 20), ints { 0, vocabulary, 1 }, cut) end)
+    ops.head_part(state, x, w:narrow(1, cut + 1, 20), labels, cut)
     local used = core.memory().used
-    core.reset_peak()
-    ops.head_loss(x, w, labels, nil, 1, 1, true)
-    assert(core.memory().peak - used < rows * vocabulary * 4 / 5)
-    core.reset_peak()
-    used = core.memory().used
-    ops.head_loss(x, w, labels, nil, 1, 1, false)
-    assert(core.memory().peak - used < rows * vocabulary * 4 / 12)
+    local nll, dx = ops.head_end(state, x, labels, 1, 1, true)
+    assert.equal(reference.bits(ops.head_loss(x, w, labels, nil, 1, 1, true)), reference.bits(nll, dx))
+    assert(core.memory().used < used)
+    refuses("this loss has ended", function() ops.head_end(state, x, labels, 1, 1, true) end)
+    local losses = ops.head_begin(x, vocabulary, false)
+    ops.head_part(losses, x, w, labels, 0)
+    refuses("began without a gradient", function() ops.head_end(losses, x, labels, 1, 1, true) end)
+    assert.equal(reference.bits(nll), reference.bits((ops.head_end(losses, x, labels, 1, 1))))
+  end)
+
+  it("are recorded on a tape, whole or streamed, with the same gradient", function()
+    local tape, recorded = require "onn.autograd.tape", require "onn.ops"
+    local x, w, labels = random("f32", { 5, 9 }, 1), weight("f32", 2 * ops.head_cut, 9), ints { 0, 5, -100, 2047, 1024 }
+    local function gradient(f)
+      local t = tape.new()
+      t:watch(x)
+      local nll = t:run(f)
+      local dx = t:backward({ [nll] = nll })[x]
+      return reference.bits(nll, dx)
+    end
+    local whole = gradient(function() return recorded.head_loss(x, w, labels, nil, 0.5, 1) end)
+    assert.equal(whole, gradient(function()
+      local state = ops.head_begin(x, w:size(1))
+      for first = 0, ops.head_cut, ops.head_cut do ops.head_part(state, x, w:narrow(1, first + 1, ops.head_cut), labels, first) end
+      return recorded.head_end(x, state, labels, 0.5, 1)
+    end))
   end)
 
   it("leave nothing half done when memory is short", function()

@@ -154,6 +154,42 @@ describe("linear", function()
     end
   end)
 
+  it("write into a given tensor, which may be columns of a larger one", function()
+    for _, dtypes in ipairs { { "f32", "f32" }, { "bf16", "f32" }, { "bf16", "bf16" } } do
+      for _, rows in ipairs { 1, 5, 40 } do
+        local x, w = random(dtypes[1], { rows, 65 }, 1), random(dtypes[1], { 150, 65 }, 2)
+        local a, b = random(dtypes[1], { 3, 65 }, 3), random(dtypes[1], { 150, 3 }, 4)
+        for _, adapted in ipairs { false, true } do
+          for name, run in pairs {
+            linear = function(...) return (ops.linear(x, ...)) end,
+            linear_decode = function(weights, bias, la, lb, scale, _, dtype, out)
+              return ops.linear_decode(x, weights, bias, la, lb, scale, dtype, out)
+            end,
+          } do
+            local whole = run(w, nil, adapted and a or nil, adapted and b or nil, 2, nil, dtypes[2])
+            local y = core.new(dtypes[2], { rows, 150 }):fill(7)
+            for first = 0, 149, 37 do -- tiles of w's rows make columns of y
+              local n = math.min(37, 150 - first)
+              local out = y:narrow(2, first + 1, n)
+              local got = run(w:narrow(1, first + 1, n), nil, adapted and a or nil, adapted and b:narrow(1, first + 1, n) or nil, 2, nil,
+                nil, out)
+              assert.equal(out, got)
+              local rest = y:narrow(2, first + n + 1, 150 - first - n)
+              reference.near(rest, 7, 0, 0, name)
+            end
+            assert.equal(reference.bits(whole), reference.bits(y))
+          end
+        end
+      end
+    end
+    local x, w = random("f32", { 4, 9 }, 1), random("f32", { 6, 9 }, 2)
+    for _, out in ipairs { core.new("f32", { 4, 5 }), core.new("f32", { 3, 6 }), core.new("f32", { 4, 12 }):view { 4, 6, 2 }:select(3, 1) } do
+      assert.error_matches(function() ops.linear(x, w, nil, nil, nil, nil, nil, nil, out) end, "expected rows of 6 for the output")
+      assert.error_matches(function() ops.linear_decode(x, w, nil, nil, nil, nil, nil, out) end, "expected rows of 6 for the output")
+    end
+    assert.error_matches(function() ops.linear(x, w, nil, nil, nil, nil, nil, "bf16", core.new("f32", { 4, 6 })) end, "expected rows of 6")
+  end)
+
   it("of no rows", function()
     for _, dtype in ipairs(floats) do
       local x, w, a, b = core.new(dtype, { 0, 9 }), random(dtype, { 5, 9 }, 1), random(dtype, { 2, 9 }, 2), random(dtype, { 5, 2 }, 3)

@@ -114,7 +114,7 @@ describe("a training run's numbers", function()
       local set, order = batches(models.llama, { batch = 4, micro_batch = micro, seq_len = 24, seed = 3, epoch = 0 })
       local update, supervised, total = data.batches(set, order)(), 0, 0
       for _, b in ipairs(update) do supervised = supervised + b.supervised end
-      for _, b in ipairs(update) do total = sweep.gradient(model, b, { scale = 1 / supervised, seed = 3, epoch = 0, total = total }) end
+      total = sweep.gradient(model, update, { scale = 1 / supervised, seed = 3, epoch = 0, total = total })
       local got = {}
       for i, p in ipairs(session.params) do
         got[i] = p.gradients[1]:totable()
@@ -196,7 +196,7 @@ describe("the plan's peak", function()
     local model = assert(Model.open(tiny.model(("%s/plan%d"):format(folder, runs), whole), { dtype = opt.dtype or "f32" }))
     opt.rank, opt.batch, opt.total_steps, opt.recompute = opt.rank or 8, opt.micro_batch, 4, opt.recompute or "off"
     local predicted = plan.training(model, opt)
-    opt.recompute = predicted.recompute
+    opt.sweep = predicted.sweep
     local ids = {}
     for r = 1, opt.micro_batch do
       ids[r] = {}

@@ -1,9 +1,12 @@
 -- The decoder-only block, one for all families: what a config means, which tensors it wants, and how a stage runs.
 -- The residual stream is f32 whatever the products' dtype: rounding it at every block is most of bf16's error.
 -- The carry holds hidden f32 (tokens, width), positions i32, starts i32 (sequences + 1), rows i64 (for dropout).
+local core = require "onn.core.ops"
 local linear = require "onn.nn.linear"
 local ops = require "onn.ops"
 local rope = require "onn.nn.rope"
+local tape = require "onn.autograd.tape"
+local tensors = require "onn.core.tensor"
 local values = require "onn.arch.config"
 
 local decoder = {}
@@ -172,7 +175,12 @@ end
 local forward = {}
 
 function forward.embedding(_, stage, carry)
-  carry.hidden = ops.embedding(stage.weights.embed, carry.ids, "f32")
+  local embed = stage.weights.embed
+  if type(embed) == "table" then -- its rows lie in the file
+    carry.hidden = embed.rows(carry.ids):to "f32"
+  else
+    carry.hidden = ops.embedding(embed, carry.ids, "f32")
+  end
   return carry
 end
 
@@ -183,28 +191,68 @@ function forward.block(c, stage, carry, ctx)
   return carry
 end
 
+local function copy(carry)
+  local out = {}
+  for k, v in pairs(carry) do out[k] = v end
+  return out
+end
+
+local function head_input(c, stage, carry, ctx)
+  local x = ctx.only and ctx.only(carry.hidden) or carry.hidden
+  return ops.rms_norm(x, stage.weights.final_norm, c.eps, ctx.dtype)
+end
+
 -- With ctx.labels: carry.nll (tokens), the loss of each; else carry.logits f32 (tokens, vocabulary), of ctx.only's rows if given.
 function forward.head(c, stage, carry, ctx)
-  local w = stage.weights
-  local x = carry.hidden
-  if ctx.only then x = ctx.only(x) end
-  x = ops.rms_norm(x, w.final_norm, c.eps, ctx.dtype)
+  local x, weight = head_input(c, stage, carry, ctx), stage.weights.head
   carry.last_hidden = x
   if ctx.labels then
-    carry.nll = ops.head_loss(x, w.head, ctx.labels, carry.starts, ctx.loss_scale, 1)
+    carry.nll = ops.head_loss(x, weight, ctx.labels, carry.starts, ctx.loss_scale, 1)
   elseif ctx.decode then
-    carry.logits = require("onn.core.ops").linear_decode(x, w.head, nil, nil, nil, nil, "f32")
+    carry.logits = core.linear_decode(x, weight, nil, nil, nil, nil, "f32")
   else
-    carry.logits = (ops.linear(x, w.head, nil, nil, nil, nil, nil, "f32"))
+    carry.logits = (ops.linear(x, weight, nil, nil, nil, nil, nil, "f32"))
   end
   return carry
 end
 
+-- The head in steps, for a weight that comes in row tiles: the same bits as forward.head.
+local head = {}
+decoder.head = head
+
+function head.begin(c, stage, carry, ctx)
+  local out = copy(carry)
+  local x = head_input(c, stage, carry, ctx)
+  out.last_hidden = x
+  if ctx.labels then
+    out.loss = core.head_begin(x, c.vocabulary, tape.tracked(x))
+  else
+    out.logits = tensors.new("f32", { x:size(1), c.vocabulary })
+  end
+  return out
+end
+
+-- weight: the rows of the head from `first` on, counted from 0.
+function head.part(carry, ctx, weight, first)
+  local x = carry.last_hidden
+  if ctx.labels then return core.head_part(carry.loss, x, weight, ctx.labels, first, 1) end
+  local columns = carry.logits:narrow(2, first + 1, weight:size(1))
+  if ctx.decode then
+    core.linear_decode(x, weight, nil, nil, nil, nil, "f32", columns)
+  else
+    core.linear(x, weight, nil, nil, nil, nil, nil, "f32", columns)
+  end
+end
+
+function head.finish(carry, ctx)
+  local out = copy(carry)
+  if ctx.labels then out.nll, out.loss = ops.head_end(carry.last_hidden, carry.loss, ctx.labels, ctx.loss_scale, 1), nil end
+  return out
+end
+
 -- Runs one stage: carry in, carry out (a new table; the old one stays as it was).
 function decoder.forward(c, stage, carry, ctx)
-  local out = {}
-  for k, v in pairs(carry) do out[k] = v end
-  return forward[stage.kind](c, stage, out, ctx)
+  return forward[stage.kind](c, stage, copy(carry), ctx)
 end
 
 return decoder

@@ -76,7 +76,8 @@ function arch.describe(config)
   end
   local sizes, wrong = decoder.describe(config, family)
   if not sizes then return nil, wrong end
-  return { family = family, sizes = sizes, stages = decoder.stages(sizes), config = config, forward = decoder.forward }
+  return { family = family, sizes = sizes, stages = decoder.stages(sizes), config = config, forward = decoder.forward,
+    head = decoder.head }
 end
 
 local function shape_text(shape) return "(" .. table.concat(shape, ", ") .. ")" end

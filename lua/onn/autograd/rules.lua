@@ -268,6 +268,16 @@ rules.head_loss = {
   backward = function(s) return s.dx end,
 }
 
+-- The same where the weight passed in parts: x, and a state of core.head_begin that has seen all of them. The state's tensors are freed.
+rules.head_end = {
+  forward = function(s, i, state, labels, scale, multiplier)
+    local nll, dx = core.head_end(state, i[1], labels, scale, multiplier, s.keep)
+    s.dx = dx
+    return nll
+  end,
+  backward = function(s) return s.dx end,
+}
+
 -- logits -> nll (rows)
 rules.cross_entropy = {
   forward = function(s, i, labels) keep(s, i[1]); s.labels = labels; return (core.cross_entropy(i[1], labels, 1, false)) end,

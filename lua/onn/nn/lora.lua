@@ -206,6 +206,21 @@ function lora.extent(directory, model)
   return rank, next(blocks) and blocks or nil
 end
 
+-- Bytes that an adapter directory's tensors take on a model, with the copies that bf16 arithmetic reads; 0 if it cannot be read.
+function lora.bytes(directory, model)
+  local store = stores.open(directory .. "/adapter_model.safetensors")
+  if not store then return 0 end
+  local total = 0
+  for _, name in ipairs(store:names()) do
+    local info = store:info(name)
+    local n = 1
+    for _, size in ipairs(info.shape) do n = n * size end
+    total = total + n * (model.dtype == "bf16" and 6 or 4) + 128
+  end
+  store:close()
+  return total
+end
+
 -- Reads an adapter directory (ours or PEFT's) and puts it on a loaded model. Returns the adapter, or nil, message, code.
 function lora.load(model, directory)
   local config, message, code = files.read_json(directory .. "/adapter_config.json")

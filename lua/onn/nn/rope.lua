@@ -128,27 +128,33 @@ end
 
 local length_dependent = { dynamic = true, longrope = true }
 
--- A table holder: angles:upto(length) gives {cos, sin} for at least `length` positions.
+-- A table holder: angles:upto(length) gives {cos, sin, interleaved} for at least `length` positions. A table given before stays as it
+-- was while somebody holds it: sequences of other lengths may want other angles.
 function rope.new(parameters, interleaved)
-  local held = { interleaved = interleaved or false, capacity = 0 }
-  function held:upto(length)
+  local held = { capacity = 0 }
+  -- A number that is the same for all lengths that are turned by the same angles.
+  function held:regime_of(length)
     local kind = parameters.kind
-    local regime = length_dependent[kind] and (kind == "longrope" and length > parameters.original or kind == "dynamic" and length) or 0
-    if length <= self.capacity and regime == self.regime then return self end
+    if not length_dependent[kind] then return 0 end
+    if kind == "longrope" then return length > parameters.original and 1 or 0 end
+    return length
+  end
+  function held:upto(length)
+    local kind, regime = parameters.kind, self:regime_of(length)
+    if length <= self.capacity and regime == self.regime then return self.table end
     local capacity = 256
     while capacity < length do capacity = capacity * 2 end
     if kind == "longrope" and length <= parameters.original then capacity = math.min(capacity, parameters.original) end
     local inv, scale = scalings[kind](parameters, length)
-    if self.cos then self.cos:free() self.sin:free() end
     local inv_freq = tensors.from_table(inv, "f32")
-    self.cos, self.sin = tensors.keep(core.rope_table(inv_freq, capacity, scale))
+    local cos, sin = tensors.keep(core.rope_table(inv_freq, capacity, scale))
     inv_freq:free()
-    self.capacity, self.regime = capacity, regime
-    return self
+    self.table, self.capacity, self.regime = { cos = cos, sin = sin, interleaved = interleaved or false }, capacity, regime
+    return self.table
   end
   function held:free()
-    if self.cos then self.cos:free() self.sin:free() end
-    self.cos, self.sin, self.capacity = nil, nil, 0
+    if self.table then self.table.cos:free() self.table.sin:free() end
+    self.table, self.capacity = nil, 0
   end
   return held
 end

@@ -1,6 +1,7 @@
 -- The bytes of training: what the sweeps of onn.sweep hold at their largest moments, counted tensor by tensor as the rules of
 -- onn.autograd.rules save and make them. An upper bound: a spec compares it with what is measured.
 -- Letters: T tokens of a micro-batch; a tensor is counted by its width, in elements of the arithmetic's dtype or in f32.
+local core = require "onn.core.ops"
 local tensors = require "onn.core.tensor"
 
 local memory = {}
@@ -114,11 +115,15 @@ end
 -- Scratch of a weight's gradient: eight tiles of 128 tokens of the narrower side, packed.
 local function gradient_scratch(lines) return taken((8 * math.ceil(lines / 32) * 32 + 32 * tensors.threads()) * 128 * 4) end
 
--- Scratch of the head and its loss: a tile of 128 tokens' logits, their operands, sums of the input's gradient.
-local function head_scratch(s, vocabulary)
-  local depth = math.max(math.ceil(s.width / 32) * 32, 512)
-  return taken(128 * depth * 4 + 128 * (math.ceil(vocabulary / 32) * 32 + 16) * 4 + 128 * math.ceil(s.width / 32) * 32 * 4
-    + 32 * tensors.threads() * depth * 4 + 2048)
+-- Scratch of the head and its loss: per token a sum as wide as x and the label's row; and for at most 1024 tokens at once and one cut
+-- of the vocabulary, logits, exponentials, x and w as they are multiplied (kernels/cpu/head_loss.c).
+local function head_scratch(s, tokens, vocabulary)
+  local cut, _, native = core.head_cut, tensors.backend()
+  local entries, wide, rows = math.min(math.ceil(vocabulary / 32) * 32, cut), math.ceil(s.width / 32) * 32, math.min(tokens, 1024) + 35
+  local each = native and s.e or 4
+  return taken(tokens * 12 + (tokens + 31) * wide * 4 + tokens * s.width * s.e + 64) + taken(tokens * 4)
+    + taken(rows * wide * each + rows * entries * 4 + rows * cut * each + entries * wide * each + rows * 4
+      + tensors.threads() * 4 * (32 * math.max(s.width, cut) + 320 * 32 + 16) + 1024)
 end
 
 -- One thread's keys, values and their gradients in f32 over the longest sequence, and tiles of queries.
@@ -150,29 +155,54 @@ function memory.state(model, opt, modules)
   return bytes
 end
 
--- training(model, opt, facts) -> bytes at the largest moment beside weights and state, and the share of it that is tapes.
--- opt: rank, full, dropout, seq_len; facts: {tokens, recompute, lowest (number of the lowest trained block), trained (set)}.
-function memory.training(model, opt, facts)
+-- What micro-batches of `tokens` tokens take beside weights and state. opt: rank, full, dropout, seq_len; facts: {tokens, lowest
+-- (number of the lowest trained block), trained (set)}. Returns {
+--   carry: a hidden state between two stages, f32;  tapes: {[block] = what its kept tape holds beside its input};
+--   kept, rebuilt: the largest moment of walking back through a block whose tape was kept, or is rebuilt;
+--   batch: ids, labels and the like;  common: what a sweep holds once;  head(n, back): the head's moment with n micro-batches at once }.
+function memory.micro_batch(model, opt, facts)
   local s, c, T = sizes_of(model, opt), model.sizes, facts.tokens
-  local blocks, tapes, largest, wide, any = 0, 0, 0, 0, false
-  for index = facts.lowest, c.layers - 1 do
-    local trained = opt.full or facts.trained[index] or false
-    local tape = block_tape(s, T, trained)
-    local all, at_wide = block_gradients(s, T, trained)
-    blocks, tapes, any = blocks + 1, tapes + tape, any or trained
-    largest, wide = math.max(largest, all + (facts.recompute and tape or 0)), math.max(wide, at_wide + (facts.recompute and tape or 0))
-  end
-  if facts.recompute then tapes = hold(T, 4, { s.width }) * blocks end
-  -- the batch, positions' table, the last hidden state and its gradient stay through the sweep; lists of tiles and the like are small
-  local kept = tapes + 2 ^ 16 + taken(T * 28) + hold(T, 4, { s.width, s.width })
-    + 2 * taken(math.max(256, 2 * opt.seq_len) * model.sizes.rope.dims / 2 * 4)
   local product = product_scratch(s, T, math.max(s.inner, s.fused and 2 * s.inner or 0))
   local weight = opt.full and gradient_scratch(math.min(s.inner, s.width)) or gradient_scratch(s.rank)
-  local head = hold(T, s.e, { s.width, s.width }) + hold(T, 4, { 1, 1 }) + head_scratch(s, c.vocabulary)
-    + (opt.full and gradient_scratch(s.width) or 0)
-  local back = math.max(largest, wide + math.max(product, weight), largest - hold(T, 4, { s.width, s.width }) + attention_scratch(s,
-    opt.seq_len))
-  return kept + math.max(back, head), tapes
+  local carry, attention = hold(T, 4, { s.width }), attention_scratch(s, opt.seq_len)
+  local micro = { carry = carry, tapes = {}, kept = 0, rebuilt = 0, batch = taken(T * 28) + 2 ^ 13 }
+  for index = facts.lowest, c.layers - 1 do
+    local trained = opt.full or facts.trained[index] or false
+    local tape, all, wide = block_tape(s, T, trained) - carry, block_gradients(s, T, trained)
+    local back = math.max(all, wide + math.max(product, weight), all - 2 * carry + attention)
+    micro.tapes[index] = tape
+    micro.kept, micro.rebuilt = math.max(micro.kept, back), math.max(micro.rebuilt, back + tape + carry) -- and its output made again
+  end
+  if facts.lowest >= c.layers then -- nothing is walked back: a block forward
+    local tape, _, wide = block_tape(s, T, false), block_gradients(s, T, false)
+    micro.kept = tape + wide + math.max(product, attention)
+    micro.rebuilt = micro.kept
+  end
+  -- the positions' table; lists of tiles and the like are small
+  micro.common = 2 ^ 16 + 2 * taken(math.max(256, 2 * opt.seq_len) * c.rope.dims / 2 * 4)
+  function micro.head(n, back)
+    local x, state = hold(T, s.e, { s.width }) + hold(T, 4, { 1, 1 }), hold(T, 4, { 3 })
+    if back then state = state + hold(T, 4, { s.width }) + hold(T, s.e, { s.width }) end
+    return n * x + (n - 1) * state + head_scratch(s, T, c.vocabulary) + hold(T, s.e, { s.width }) + 2 * carry
+      + (opt.full and gradient_scratch(s.width) or 0)
+  end
+  return micro
+end
+
+-- Bytes of what stays in memory when matrices are streamed: vectors.
+function memory.vectors(model)
+  local total = 0
+  for _, stage in ipairs(model.stages) do
+    for _, t in ipairs(stage.tensors) do if t.vector then total = total + memory.weight(model, t) end end
+  end
+  return total
+end
+
+-- Bytes of the key-value cache of `slots` sequences with room for `tokens` each (lua/onn/cache.lua doubles its capacity).
+function memory.cache(model, slots, tokens)
+  local c, room = model.sizes, 64
+  while room < tokens do room = room * 2 end
+  return 2 * c.layers * taken(slots * room * c.kv_heads * c.head_size * (model.dtype == "bf16" and 2 or 4))
 end
 
 return memory

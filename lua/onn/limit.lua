@@ -1,0 +1,33 @@
+-- The physical limit of a run: what its bytes and operations take at this machine's measured rates, and the share of it that was
+-- reached. Reading and arithmetic overlap, so the longer of the two is the limit.
+local profile = require "onn.profile"
+
+local limit = {}
+
+-- The rates that a model runs at here: flops (FLOP/s, the highest measured of products in its arithmetic), flops_at(rows) (of products
+-- of so many tokens), disk(), write() (bytes/s at which its own files are read past the page cache, and at which its disk is written
+-- to; measured when first asked for).
+function limit.rates(model)
+  local p = profile.get { quiet = true }
+  local rates, disk = { flops = profile.peak_flops(p, model.dtype) }, nil
+  function rates.flops_at(rows) return profile.flops_at(p, model.dtype, rows) end
+  local function measured()
+    disk = disk or profile.disk(model)
+    return disk
+  end
+  function rates.disk() return measured().read end
+  function rates.write() return measured().write end
+  return rates
+end
+
+-- work: {flops, bytes_read, bytes_written}; seconds: how long it took. Returns the share of the limit and what bound it ("compute" or
+-- "disk"), and the limit in seconds.
+function limit.share(work, rates, seconds)
+  local compute, io = work.flops / rates.flops, 0
+  if (work.bytes_read or 0) > 0 then io = io + work.bytes_read / rates.disk() end
+  if (work.bytes_written or 0) > 0 then io = io + work.bytes_written / rates.write() end
+  local least = math.max(compute, io)
+  return least / seconds, compute >= io and "compute" or "disk", least
+end
+
+return limit
