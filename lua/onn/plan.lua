@@ -215,7 +215,7 @@ function plan.training(model, opt)
     least = math.min(least, p.peak)
     if better(p, best, f.budget) then best = p end
   end
-  local forced = opt.slots or opt.chunk
+  local forced = opt.slots -- a chunk says only how, where weights are streamed
   if not forced or opt.full then variants(model, opt, f, false, try) end
   if not opt.full and (forced or best.peak > f.budget) then
     f.layout = require("onn.ring").layout(model, opt.chunk or 1)
@@ -254,7 +254,7 @@ function plan.inference(model, opt)
     seconds_per_sweep = 0 }
   p.peak = p.weights + math.max(rest, memory.loading(model))
   p.minimum = p.peak
-  if opt.slots or opt.chunk or p.peak > budget then
+  if opt.slots or p.peak > budget then
     local layout = require("onn.ring").layout(model, opt.chunk or 1)
     local vectors, few = memory.vectors(model), opt.prefetch == false and 1 or 2
     local spare = budget == math.huge and #layout.units or math.floor((budget - vectors - rest) / layout.slot)

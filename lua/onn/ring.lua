@@ -73,7 +73,11 @@ local function bind(self)
     end
     if stage.kind == "embedding" then
       local name = matrices(stage)[1].name
-      weights.embed = { rows = function(ids) return assert(model.store:read_rows(name, ids)) end }
+      weights.embed = { rows = function(ids)
+        local rows, message = model.store:read_rows(name, ids)
+        if not rows then error(message, 0) end
+        return model.dtype == "bf16" and rows:to "bf16" or rows -- as a resident embedding is kept
+      end }
     elseif stage.kind == "block" then
       local unit = at[self.layout.of[i]]
       for _, t in ipairs(matrices(stage)) do weights[t.role], unit.next = unit.list[unit.next], unit.next + 1 end
