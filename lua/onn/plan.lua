@@ -226,7 +226,7 @@ function plan.training(model, opt)
   best.ring = best.slots and { slots = best.slots, chunk = best.chunk, prefetch = opt.prefetch, direct = true } or nil
   local keep_from = #model.stages - best.kept
   best.sweep = { keep_from = keep_from, head_together = best.together }
-  best.carries = { quota = best.carries_ram or math.huge, expected = best.spill_written }
+  best.carries = { quota = best.carries_ram, expected = best.spill_written }
   best.adapter_parameters, best.trained_layers, best.lowest = f.adapter, f.count, f.lowest
   best.parameters = opt.full and model:parameters() or f.adapter
   best.fits, best.minimum, best.tokens_per_step = best.peak <= f.budget, least, opt.batch * (opt.row_tokens or opt.seq_len)
@@ -238,8 +238,8 @@ function plan.training(model, opt)
 end
 
 -- What running without gradients needs. opt: tokens (that go through together: of a prompt's part or a micro-batch), sequences (1),
--- cache (tokens of each that keys and values are kept for, or nil), carried (tokens under way between stages; tokens), seq_len, labels (losses instead of logits), rows (of logits at
--- once), budget, chunk, slots, prefetch, rates, adapter (its bytes).
+-- cache (tokens of each that keys and values are kept for, or nil), carried (tokens under way between stages; tokens), seq_len, labels
+-- (losses instead of logits), rows (of logits at once), budget, chunk, slots, prefetch, rates, adapter (its bytes).
 -- Returns {weights, cache, working, peak, slots, ring, bytes_per_sweep, seconds_per_sweep (of reading), fits, minimum, dtype}.
 function plan.inference(model, opt)
   local c, budget, rates = model.sizes, opt.budget or math.huge, opt.rates or unknown_rates

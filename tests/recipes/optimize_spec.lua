@@ -54,11 +54,12 @@ describe("onn optimize", function()
     assert.is_nil(page:find "https?://")
     assert.is_nil(page:find "<script")
 
-    status, out, err = run { "train", model, "--dry-run", "--json", "data.jsonl" }
+    local rows = tiny.data(folder .. "/rows.jsonl", 24)
+    status, out, err = run { "train", model, "--dry-run", "--json", rows }
     assert.equal(0, status, err)
     assert.matches("settings .*universal_config.json: .*batch 4", err)
     if type(c.micro_batch) == "number" then assert.equal(c.micro_batch, json.decode(out).micro_batch) end
-    status, out, err = run { "train", model, "--dry-run", "--json", "data.jsonl", "--batch", "2" }
+    status, out, err = run { "train", model, "--dry-run", "--json", rows, "--batch", "2" }
     assert.equal(0, status)
     assert.is_nil(err:find("batch 4", 1, true))
     assert.is_true(json.decode(out).micro_batch <= 2)
