@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,30 +68,74 @@ static uint64_t meminfo(const char *key) {
     return kib << 10;
 }
 
-/* The container's limit and what it uses, version 2 then 1; 0 if there is none. */
-static uint64_t container_limit(uint64_t *used) {
-    double limit = read_number("/sys/fs/cgroup/memory.max", 0), use = read_number("/sys/fs/cgroup/memory.current", 0);
-    if (limit <= 0) {
-        limit = read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", 0);
-        use = read_number("/sys/fs/cgroup/memory/memory.usage_in_bytes", 0);
+/* A counter of a group's memory.stat, in bytes; 0 if there is none. */
+static uint64_t group_stat(const char *group, const char *key) {
+    char path[PATH_MAX + 32], line[128];
+    uint64_t value = 0;
+    snprintf(path, sizeof path, "%s/memory.stat", group);
+    FILE *f = fopen(path, "r");
+    size_t n = strlen(key);
+    while (f && fgets(line, sizeof line, f))
+        if (!strncmp(line, key, n) && line[n] == ' ')
+            value = strtoull(line + n, NULL, 10);
+    if (f)
+        fclose(f);
+    return value;
+}
+
+typedef struct Group {
+    uint64_t limit, left; /* the tightest limit met so far, and the least that is left under any */
+} Group;
+
+/* Takes the limit of one group into account. Its file cache can be dropped, so it counts as left. */
+static void group_look(Group *g, const char *group, const char *limit_name, const char *used_name) {
+    char path[PATH_MAX + 64];
+    snprintf(path, sizeof path, "%s/%s", group, limit_name);
+    double limit = read_number(path, 0);
+    if (limit <= 0 || limit > 9e18)
+        return;
+    snprintf(path, sizeof path, "%s/%s", group, used_name);
+    double used = read_number(path, 0) - (double)group_stat(group, "inactive_file") - (double)group_stat(group, "active_file");
+    uint64_t left = limit > used ? (uint64_t)(limit - (used > 0 ? used : 0)) : 0;
+    g->limit = !g->limit || limit < (double)g->limit ? (uint64_t)limit : g->limit;
+    g->left = left < g->left ? left : g->left;
+}
+
+/* This process's control group and all above it, of version 2 or 1. Within a container their paths may begin at its own root. */
+static Group container_limit(void) {
+    Group g = {0, UINT64_MAX};
+    FILE *f = fopen("/proc/self/cgroup", "r");
+    char line[PATH_MAX], group[PATH_MAX + 32];
+    while (f && fgets(line, sizeof line, f)) {
+        char *path = strrchr(line, ':');
+        int two = !strncmp(line, "0::", 3);
+        if (!path || (!two && !strstr(line, ":memory:")))
+            continue;
+        path[strcspn(path, "\n")] = 0;
+        for (char *end = path + strlen(path); end; end = strrchr(path + 1, '/')) {
+            *end = 0;
+            snprintf(group, sizeof group, "/sys/fs/cgroup%s%s", two ? "" : "/memory", path + 1);
+            if (two)
+                group_look(&g, group, "memory.max", "memory.current");
+            else
+                group_look(&g, group, "memory.limit_in_bytes", "memory.usage_in_bytes");
+        }
     }
-    *used = (uint64_t)use;
-    return limit > 0 && limit < 9e18 ? (uint64_t)limit : 0;
+    if (f)
+        fclose(f);
+    group_look(&g, "/sys/fs/cgroup", "memory.max", "memory.current");
+    group_look(&g, "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes");
+    return g;
 }
 
 uint64_t system_total_ram(void) {
-    uint64_t used, total = meminfo("MemTotal:"), limit = container_limit(&used);
+    uint64_t total = meminfo("MemTotal:"), limit = container_limit().limit;
     return limit && limit < total ? limit : total;
 }
 
 uint64_t system_available_ram(void) {
-    uint64_t used, available = meminfo("MemAvailable:"), limit = container_limit(&used);
-    if (limit && limit < meminfo("MemTotal:")) {
-        uint64_t left = limit > used ? limit - used : 0;
-        if (left < available)
-            available = left;
-    }
-    return available;
+    uint64_t available = meminfo("MemAvailable:"), left = container_limit().left;
+    return left < available ? left : available;
 }
 
 uint64_t system_rss(int peak) {
