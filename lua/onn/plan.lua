@@ -133,8 +133,10 @@ local function candidate(model, opt, f, m, how)
   for index = model.sizes.layers - how.kept, model.sizes.layers - 1 do tape = tape + m.tapes[index] * micros end
   local pinned = how.kept * micros * m.carry
   local weights = how.slots and f.vectors + how.slots * f.layout.slot or f.resident
-  local work = math.max(rebuilt > 0 and m.rebuilt or m.kept, m.head(how.together, true))
+  local rounded = how.slots and f.layout.rounded or 0
+  local work = math.max(rebuilt > 0 and m.rebuilt or m.kept, m.head(how.together, true) + rounded)
   local carries = math.min(how.ram, how.carries) + pinned
+  if opt.reuse_prefix and f.first > 0 then work = work + 2 * m.carry end -- what onn.prefix copies and fetches
   local p = { weights = weights, state = f.state, tape = tape + carries, working = work + micros * m.batch + m.common,
     micro_batch = how.micro, micros = micros, recompute = rebuilt > 0, kept = how.kept, rebuilt = rebuilt, slots = how.slots,
     carries_ram = how.ram < how.carries and how.ram or nil, together = how.together }
@@ -190,6 +192,7 @@ local function variants(model, opt, f, streamed, try)
             local p = candidate(model, opt, f, m, how)
             local spare = math.floor((f.budget - p.peak) / f.layout.slot)
             if not opt.slots and spare > 0 then
+              try(p)
               how.slots = math.min(how.slots + spare, most)
               p = candidate(model, opt, f, m, how)
             end
@@ -204,11 +207,12 @@ local function variants(model, opt, f, streamed, try)
 end
 
 -- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, targets, budget; chunk, slots,
--- prefetch (false), scratch (false: nothing is spilled), reuse_prefix (later epochs find the frozen prefix's output known), row_tokens
+-- prefetch (false), scratch (false: nothing is spilled), reuse_prefix (bytes of the frozen prefix's output, which later epochs find known), row_tokens
 -- (mean tokens of a row; seq_len), rates (onn.limit's).
 -- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots, chunk (nil: weights rest in memory);
 -- bytes_per_step, flops_per_token, seconds_per_step and the same with suffix_ in front for later epochs; ring, sweep (what Model:load
--- and Session take), fits, minimum (the least peak of all ways), trained_layers, lowest, parameters}.
+-- and Session take), prefix_ram (what the budget leaves for the frozen prefix's cache), fits, minimum (the least peak of all ways that
+-- were looked at: all, where none fits), trained_layers, lowest, parameters}.
 function plan.training(model, opt)
   local f, best, least = facts_of(model, opt), nil, math.huge
   local function try(p)
@@ -227,6 +231,10 @@ function plan.training(model, opt)
   local keep_from = #model.stages - best.kept
   best.sweep = { keep_from = keep_from, head_together = best.together }
   best.carries = { quota = best.carries_ram, expected = best.spill_written }
+  if best.suffix_flops_per_token then -- its cache takes what is left; the allocator adds up to an eighth
+    best.prefix_ram = math.floor(math.max(0, math.min(opt.reuse_prefix, (f.budget - best.peak) / 1.125)))
+    best.peak = best.peak + math.ceil(1.125 * best.prefix_ram)
+  end
   best.adapter_parameters, best.trained_layers, best.lowest = f.adapter, f.count, f.lowest
   best.parameters = opt.full and model:parameters() or f.adapter
   best.fits, best.minimum, best.tokens_per_step = best.peak <= f.budget, least, opt.batch * (opt.row_tokens or opt.seq_len)
@@ -256,6 +264,7 @@ function plan.inference(model, opt)
   p.minimum = p.peak
   if opt.slots or p.peak > budget then
     local layout = require("onn.ring").layout(model, opt.chunk or 1)
+    rest = rest + math.max(m.kept, out + (layout.rounded or 0)) - math.max(m.kept, out)
     local vectors, few = memory.vectors(model), opt.prefetch == false and 1 or 2
     local spare = budget == math.huge and #layout.units or math.floor((budget - vectors - rest) / layout.slot)
     p.slots = math.min(#layout.units, opt.slots or math.max(few, spare))

@@ -58,7 +58,7 @@ function Ring.layout(model, chunk)
       end
       layout.tiles[i] = tiles
       if model.dtype == "bf16" and model.store:info(name).dtype ~= "BF16" then -- the head's loss takes its weight in the arithmetic's dtype
-        layout.rounded = math.min(rows, total) * model.store:info(name).shape[2] * 2
+        layout.rounded = math.min(rows, total) * model.store:info(name).shape[2] * 2 + 2 ^ 16 -- and what the allocator adds
       end
     end
   end
