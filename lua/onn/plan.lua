@@ -256,8 +256,9 @@ function plan.inference(model, opt)
   local m = memory.micro_batch(model, shape, { tokens = opt.tokens, lowest = c.layers, trained = {} })
   local cache = opt.cache and memory.cache(model, sequences, opt.cache) or 0
   local rows = opt.rows or sequences
-  local out = opt.labels and m.head(1, false) or m.head(1, false) + 2 * rows * c.vocabulary * 4
-  local rest = cache + (opt.adapter or 0) + m.common + (opt.carried or opt.tokens) * (2 * 4 * c.width + 64) + math.max(m.kept, out)
+  local carried = opt.carried or opt.tokens
+  local out = opt.labels and m.head(math.ceil(carried / opt.tokens), false) or m.head(1, false) + 2 * rows * c.vocabulary * 4
+  local rest = cache + (opt.adapter or 0) + m.common + carried * (4 * c.width + 64) + math.max(m.kept, out)
   local p = { cache = cache, working = rest - cache, dtype = model.dtype, weights = memory.weights(model), bytes_per_sweep = 0,
     seconds_per_sweep = 0 }
   p.peak = p.weights + math.max(rest, memory.loading(model))
