@@ -10,7 +10,7 @@ local memory = require "onn.plan.memory"
 local plan = {}
 
 -- Rates where nobody has measured any: they only order the candidates.
-local unknown_rates = { flops_at = function() return 5e11 end, disk = function() return 1e9 end, write = function() return 5e8 end }
+local unknown_rates = { product = 5e11, pass = 1e10, copy = 1e10, disk = function() return 1e9 end, write = function() return 5e8 end }
 
 local function layer_set(model, layers)
   local set, count, lowest = {}, 0, math.huge
@@ -121,8 +121,20 @@ local function facts_of(model, opt)
     first = opt.full and 0 or math.min(lowest, c.layers), state = memory.state(model, opt, modules), rates = opt.rates or unknown_rates }
   f.above, f.stage = c.layers - f.first, opt.full and 1 or f.first + 2 -- stage: position of the lowest trained one
   f.resident = math.max(memory.weights(model), 0)
-  f.loading = memory.loading(model)
+  f.loading, f.block_bytes = memory.loading(model), block_size(model) * (model.dtype == "bf16" and 2 or 4)
   return f
+end
+
+-- Each byte that a tape keeps is made once and read by about so many operations that do little but move it (measured).
+local MOVES = 5
+
+-- Seconds of an update's arithmetic: operations, weights that pass through the caches once for each micro-batch, and what is moved.
+local function arithmetic(model, opt, f, m, how, flops, from)
+  local micros, tokens = math.ceil(opt.batch / how.micro), opt.batch * (opt.row_tokens or opt.seq_len)
+  local passes = 2 * model.sizes.layers - from - f.first + (f.above - how.kept)
+  local moved = 0
+  for _, tape in pairs(m.tapes) do moved = moved + tape * tokens / (how.micro * opt.seq_len) end
+  return tokens * flops / f.rates.product + micros * passes * f.block_bytes / f.rates.pass + MOVES * moved / f.rates.copy
 end
 
 -- One candidate: its bytes and seconds. how: {micro, kept (blocks whose tapes are kept), together, ram (of carries), slots (nil: all
@@ -139,13 +151,13 @@ local function candidate(model, opt, f, m, how)
     micro_batch = how.micro, micros = micros, recompute = rebuilt > 0, kept = how.kept, rebuilt = rebuilt, slots = how.slots,
     carries_ram = how.ram < how.carries and how.ram or nil, together = how.together }
   p.peak = weights + math.max(f.state + p.tape + p.working, how.slots and 0 or f.loading)
-  local tokens, heads = opt.batch * (opt.row_tokens or opt.seq_len), math.ceil(micros / how.together)
+  local heads = math.ceil(micros / how.together)
   p.spill_written, p.spill_read = spilled(how.carries, how.ram, micros * m.carry)
   local function cost(from)
     local flops = operations(model, opt, f, rebuilt, from)
     local stages = how.slots and visits(model, f.stage, from > 0 and from + 2 or 1, heads, true)
     local bytes = stages and f.reads(stages, how.slots, from .. "/" .. heads) or 0
-    local compute, io, fill = tokens * flops / f.rates.flops_at(how.micro * opt.seq_len), 0, 0
+    local compute, io, fill = arithmetic(model, opt, f, m, how, flops, from), 0, 0
     if bytes + p.spill_read > 0 then io = (bytes + p.spill_read) / f.rates.disk() end
     if p.spill_written > 0 then io = io + p.spill_written / f.rates.write() end
     if bytes > 0 then fill = f.layout.slot / f.rates.disk() end
