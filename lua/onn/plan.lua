@@ -165,8 +165,17 @@ local function candidate(model, opt, f, m, how)
     return flops, bytes, seconds
   end
   p.flops_per_token, p.bytes_per_step, p.seconds_per_step = cost(0)
-  if opt.reuse_prefix and f.first > 0 then
+  if opt.reuse_prefix and f.first > 0 then -- what an update of the first epoch reads of the frozen stages serves several
     p.suffix_flops_per_token, p.suffix_bytes_per_step, p.suffix_seconds_per_step = cost(f.first)
+    local step = opt.batch * (opt.row_tokens or opt.seq_len)
+    p.ahead_tokens = math.max(step, math.floor((p.tape + p.working - m.rebuilt) / (2 * m.carry / (how.micro * opt.seq_len) + 64)))
+    p.prefix_ram = math.max(0, f.budget - p.peak) * 0.9
+    if how.slots then
+      local frozen = f.frozen_bytes / math.max(1, math.floor(p.ahead_tokens / step))
+      p.bytes_per_step = p.suffix_bytes_per_step + frozen
+      p.seconds_per_step = p.suffix_seconds_per_step + math.max(frozen / f.rates.disk(),
+        step * (p.flops_per_token - p.suffix_flops_per_token) / f.rates.product)
+    end
   end
   return p
 end
@@ -206,6 +215,11 @@ local function variants(model, opt, f, streamed, try)
               p = candidate(model, opt, f, m, how)
             end
             try(p)
+            local needed = f.suffix_units -- once the prefix is known, more slots than the rest takes are of no use
+            if p.suffix_seconds_per_step and how.slots > needed and not opt.slots then
+              how.slots = needed
+              try(candidate(model, opt, f, m, how))
+            end
           else
             try(candidate(model, opt, f, m, how))
           end
@@ -232,6 +246,12 @@ function plan.training(model, opt)
   if not opt.full and (forced or best.peak > f.budget) then
     f.layout = require("onn.ring").layout(model, opt.chunk or 1)
     f.vectors, f.reads = memory.vectors(model), reader(f.layout)
+    local suffix, count = {}, 0
+    for _, unit in ipairs(require("onn.ring").uses(f.layout, visits(model, f.stage, f.stage, 1, false))) do
+      if not suffix[unit] then suffix[unit], count = true, count + 1 end
+    end
+    f.suffix_units, f.frozen_bytes = math.max(2, count), 0
+    for unit, bytes in ipairs(f.layout.bytes) do if not suffix[unit] then f.frozen_bytes = f.frozen_bytes + bytes end end
     variants(model, opt, f, true, try)
   end
   best.chunk = best.slots and (opt.chunk or 1)

@@ -136,18 +136,9 @@ function profile.peak_flops(p, dtype)
   return best
 end
 
--- {read, write}: bytes/s of the disk that a model's files lie on, read past the page cache as streaming reads them. Kept in the cache.
-function profile.disk(model)
-  local path, directory = cache_path(), assert(system.realpath(model.directory))
-  local kept = files.read_json(path)
-  if type(kept) ~= "table" or type(kept.shares) ~= "table" then kept = { shares = {}, times = {} } end
-  if type(kept.disks) ~= "table" then kept.disks = {} end
-  if type(kept.disks[directory]) ~= "table" then
-    kept.disks[directory] = undisturbed(function() return probes.streaming(model) end)
-    if system.mkdir_p(profile.cache_directory()) then system.write_file(path, json.encode(kept) .. "\n") end
-  end
-  return kept.disks[directory]
-end
+-- {read, write}: bytes/s of the disk that a model's files lie on, read past the page cache as streaming reads them: measured anew, since
+-- shared disks drift from minute to minute.
+function profile.disk(model) return (undisturbed(function() return probes.streaming(model) end)) end
 
 -- Bytes/s of `kind` (read, decode, copy) for something of this size: between measured sizes, the line between them.
 function profile.memory_rate(p, kind, bytes)
