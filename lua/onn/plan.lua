@@ -228,7 +228,7 @@ function plan.training(model, opt)
   best.sweep = { keep_from = keep_from, head_together = best.together }
   best.carries = { quota = best.carries_ram or math.huge, expected = best.spill_written }
   best.adapter_parameters, best.trained_layers, best.lowest = f.adapter, f.count, f.lowest
-  best.parameters = opt.full and model:parameters() or f.adapter
+  best.parameters, best.full = opt.full and model:parameters() or f.adapter, opt.full
   best.fits, best.minimum, best.tokens_per_step = best.peak <= f.budget, least, opt.batch * (opt.row_tokens or opt.seq_len)
   if best.slots then
     best.slot, best.streamed = f.layout.slot, 0
@@ -271,11 +271,11 @@ function plan.inference(model, opt)
 end
 
 -- What generating from prompts (lists of ids; none: one that is still to come) needs. opt: max_tokens, budget, adapter (directory),
--- chunk, slots, prefetch. Returns plan.inference's fields, tokens (of the longest sequence) and together (tokens of prompts at once).
+-- adapter_bytes (of one that is on the model), chunk, slots, prefetch. Returns plan.inference's fields, tokens (of the longest sequence) and together (tokens of prompts at once).
 function plan.generation(model, prompts, opt, rates)
   local longest, total = opt.max_tokens, 0
   for _, ids in ipairs(prompts) do longest, total = math.max(longest, #ids + opt.max_tokens), total + #ids end
-  local adapter = opt.adapter and lora.bytes(opt.adapter, model) or 0
+  local adapter = (opt.adapter_bytes or 0) + (opt.adapter and lora.bytes(opt.adapter, model) or 0)
   local function need(together)
     return plan.inference(model, { tokens = math.min(512, together), sequences = math.max(#prompts, 1), cache = longest, seq_len = longest,
       carried = together, budget = opt.budget, chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, adapter = adapter,

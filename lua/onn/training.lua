@@ -3,6 +3,7 @@ local cli = require "onn.cli"
 local data = require "onn.data"
 local plan = require "onn.plan"
 local system = require "onn.core.system"
+local units = require "onn.units"
 
 local training = {}
 
@@ -36,22 +37,41 @@ function training.check(opt)
   if opt.count and opt.ratio then return "--count and --ratio say the same thing twice: give one" end
 end
 
--- The plan of training `set` (of onn.data) with a recipe's options: for its rows as long as they are. rates: onn.limit's.
+-- The plan of training `set` (of onn.data) with a recipe's options (budget among them): for its rows as long as they are. rates:
+-- onn.limit's. Beside plan.training's fields: prefix_ram, bytes of memory for the frozen-prefix cache, part of the peak.
 function training.plan(model, opt, set, rates)
   local rows = data.rows(set, { pack = opt.pack, seq_len = opt.seq_len }):info()
   local wanted = { rates = rates, seq_len = math.min(opt.seq_len, rows.longest), row_tokens = rows.tokens / rows.rows,
     batch = math.min(opt.batch, rows.rows) }
   local updates = math.ceil(rows.rows / opt.batch)
   wanted.reuse_prefix = opt.prefix_cache ~= false and not opt.full and (opt.steps or updates * opt.epochs) > updates
-  return plan.training(model, setmetatable(wanted, { __index = opt }))
+  local plans = plan.training(model, setmetatable(wanted, { __index = opt }))
+  if plans.suffix_flops_per_token then -- what no other use takes; the rest of the cache lies in files
+    plans.prefix_ram = math.max(0, math.min(opt.budget - plans.peak, rows.tokens * model.sizes.width * 4))
+    plans.peak = plans.peak + plans.prefix_ram
+  end
+  return plans
 end
 
 -- Where spilled carries and the prefix cache lie: --scratch, else in --out.
 local function scratch(opt) return opt.scratch or opt.out .. "/scratch" end
 
+-- Why a plan that does not fit cannot run: one line with the bytes that are needed.
+function training.too_large(plans, budget)
+  if plans.full then
+    return ("all weights rest in memory with their gradients and moments when they are trained: at least %s, the budget is %s; "
+      .. "adapters (without --full) train a model that streams from disk"):format(units.bytes(plans.minimum), units.bytes(budget))
+  end
+  return ("this run needs at least %s, the budget is %s: try a smaller --seq-len or --rank, fewer --layers, or --memory"):format(
+    units.bytes(plans.minimum), units.bytes(budget))
+end
+
+-- Will the run write to a scratch directory?
+function training.needs_scratch(plans) return plans.carries.quota < math.huge or plans.suffix_flops_per_token ~= nil end
+
 -- onn.carries' options of a run; makes the directory where something will be spilled.
 function training.carries(opt, plans)
-  local spills = plans.carries.quota < math.huge
+  local spills = plans.carries.quota < math.huge and opt.scratch ~= false
   if spills then cli.check(system.mkdir_p(scratch(opt))) end
   return { quota = plans.carries.quota, expected = plans.carries.expected, scratch = spills and scratch(opt) or nil }
 end
@@ -63,7 +83,7 @@ function training.prefix(model, opt, plans)
   local prefix = require "onn.prefix"
   cli.check(system.mkdir_p(scratch(opt)))
   return prefix.open { key = prefix.key(model, lowest), quota = plans.prefix_ram, directory = scratch(opt), angles = model.angles,
-    disk = (system.free_disk(opt.scratch or opt.out) or 0) * 0.9, note = function(text) cli.note("prefix    %s", text) end }
+    disk = (system.free_disk(scratch(opt)) or 0) * 0.9, note = function(text) cli.note("prefix    %s", text) end }
 end
 
 -- Takes an older run's adapter out of a directory that now holds a whole model: readers would put it on.
