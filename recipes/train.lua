@@ -56,7 +56,7 @@ if opt.dry_run then
   if cli.wants_json() then cli.json(plans) end
   os.exit(0)
 end
-if not plans.fits then cli.fail(report.too_large(plans, machine)) end
+if not plans.fits then cli.fail("train: " .. training.too_large(plans, machine.budget)) end
 cli.check(model:load { ring = plans.ring, progress = report.loading(#model.stages) })
 
 local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle ~= false,

@@ -136,6 +136,8 @@ local function arithmetic(model, opt, f, m, how, flops, from)
   for _, tape in pairs(m.tapes) do moved = moved + tape * tokens / (how.micro * opt.seq_len) end
   return tokens * flops / f.rates.product + micros * passes * f.block_bytes / f.rates.pass + MOVES * moved / f.rates.copy
 end
+-- Blocks of the largest unit that is tried: as many as are wanted and are there.
+local function most_chunk(model, opt) return math.max(1, math.min(opt.chunk or 1, model.sizes.layers)) end
 
 -- One candidate: its bytes and seconds. how: {micro, kept (blocks whose tapes are kept), together, ram (of carries), slots (nil: all
 -- weights rest in memory)}.
@@ -148,7 +150,7 @@ local function candidate(model, opt, f, m, how)
   local work = math.max(rebuilt > 0 and m.rebuilt or m.kept, m.head(how.together, true))
   local carries = math.min(how.ram, how.carries) + pinned
   local p = { weights = weights, state = f.state, tape = tape + carries, working = work + micros * m.batch + m.common,
-    micro_batch = how.micro, micros = micros, recompute = rebuilt > 0, kept = how.kept, rebuilt = rebuilt, slots = how.slots,
+    chunk = how.slots and f.chunk, micro_batch = how.micro, micros = micros, recompute = rebuilt > 0, kept = how.kept, rebuilt = rebuilt, slots = how.slots,
     carries_ram = how.ram < how.carries and how.ram or nil, together = how.together }
   p.peak = weights + math.max(f.state + p.tape + p.working, how.slots and 0 or f.loading)
   local heads = math.ceil(micros / how.together)
@@ -169,7 +171,6 @@ local function candidate(model, opt, f, m, how)
     p.suffix_flops_per_token, p.suffix_bytes_per_step, p.suffix_seconds_per_step = cost(f.first)
     local step = opt.batch * (opt.row_tokens or opt.seq_len)
     p.ahead_tokens = math.max(step, math.floor((p.tape + p.working - m.rebuilt) / (2 * m.carry / (how.micro * opt.seq_len) + 64)))
-    p.prefix_ram = math.max(0, f.budget - p.peak) * 0.9
     if how.slots then
       local frozen = f.frozen_bytes / math.max(1, math.floor(p.ahead_tokens / step))
       p.bytes_per_step = p.suffix_bytes_per_step + frozen
@@ -229,8 +230,18 @@ local function variants(model, opt, f, streamed, try)
   end
 end
 
--- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, targets, budget; chunk, slots,
--- prefetch (false), scratch (false: nothing is spilled), reuse_prefix (later epochs find the frozen prefix's output known), row_tokens
+-- How many units the stages from the lowest trained one on take, and the bytes of all others.
+local function look_at_suffix(model, f)
+  local suffix, count = {}, 0
+  for _, unit in ipairs(require("onn.ring").uses(f.layout, visits(model, f.stage, f.stage, 1, false))) do
+    if not suffix[unit] then suffix[unit], count = true, count + 1 end
+  end
+  f.suffix_units, f.frozen_bytes = math.max(2, count), 0
+  for unit, bytes in ipairs(f.layout.bytes) do if not suffix[unit] then f.frozen_bytes = f.frozen_bytes + bytes end end
+end
+
+-- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, targets, budget; chunk (the
+-- most blocks of a unit; fewer where so many do not fit), slots, prefetch (false), scratch (false: nothing is spilled), reuse_prefix (later epochs find the frozen prefix's output known), row_tokens
 -- (mean tokens of a row; seq_len), rates (onn.limit's).
 -- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots, chunk (nil: weights rest in memory);
 -- bytes_per_step, flops_per_token, seconds_per_step and the same with suffix_ in front for later epochs; ring, sweep (what Model:load
@@ -244,23 +255,21 @@ function plan.training(model, opt)
   local forced = opt.slots -- a chunk says only how, where weights are streamed
   if not forced or opt.full then variants(model, opt, f, false, try) end
   if not opt.full and (forced or best.peak > f.budget) then
-    f.layout = require("onn.ring").layout(model, opt.chunk or 1)
-    f.vectors, f.reads = memory.vectors(model), reader(f.layout)
-    local suffix, count = {}, 0
-    for _, unit in ipairs(require("onn.ring").uses(f.layout, visits(model, f.stage, f.stage, 1, false))) do
-      if not suffix[unit] then suffix[unit], count = true, count + 1 end
-    end
-    f.suffix_units, f.frozen_bytes = math.max(2, count), 0
-    for unit, bytes in ipairs(f.layout.bytes) do if not suffix[unit] then f.frozen_bytes = f.frozen_bytes + bytes end end
-    variants(model, opt, f, true, try)
+    f.vectors, f.chunk = memory.vectors(model), 2 * most_chunk(model, opt)
+    repeat
+      f.chunk = math.floor(f.chunk / 2)
+      f.layout = require("onn.ring").layout(model, f.chunk)
+      f.reads = reader(f.layout)
+      look_at_suffix(model, f)
+      variants(model, opt, f, true, try)
+    until f.chunk == 1 or best.slots and best.peak <= f.budget
   end
-  best.chunk = best.slots and (opt.chunk or 1)
   best.ring = best.slots and { slots = best.slots, chunk = best.chunk, prefetch = opt.prefetch, direct = true } or nil
   local keep_from = #model.stages - best.kept
   best.sweep = { keep_from = keep_from, head_together = best.together }
   best.carries = { quota = best.carries_ram, expected = best.spill_written }
   best.adapter_parameters, best.trained_layers, best.lowest = f.adapter, f.count, f.lowest
-  best.parameters = opt.full and model:parameters() or f.adapter
+  best.parameters, best.full = opt.full and model:parameters() or f.adapter, opt.full
   best.fits, best.minimum, best.tokens_per_step = best.peak <= f.budget, least, opt.batch * (opt.row_tokens or opt.seq_len)
   if best.slots then
     best.slot, best.streamed = f.layout.slot, 0
@@ -287,14 +296,18 @@ function plan.inference(model, opt)
   p.peak = p.weights + math.max(rest, memory.loading(model))
   p.minimum = p.peak
   if opt.slots or p.peak > budget then
-    local layout = require("onn.ring").layout(model, opt.chunk or 1)
-    local vectors, few = memory.vectors(model), opt.prefetch == false and 1 or 2
+    local vectors, few = memory.vectors(model), opt.slots or (opt.prefetch == false and 1 or 2)
+    local chunk, layout, least = 2 * most_chunk(model, opt), nil, nil
+    repeat
+      chunk = math.floor(chunk / 2)
+      layout = require("onn.ring").layout(model, chunk)
+      least = vectors + math.min(few, #layout.units) * layout.slot + rest
+    until chunk == 1 or least <= budget
     local spare = budget == math.huge and #layout.units or math.floor((budget - vectors - rest) / layout.slot)
     p.slots = math.min(#layout.units, opt.slots or math.max(few, spare))
     p.weights = vectors + p.slots * layout.slot
-    p.peak = p.weights + rest
-    p.minimum = math.min(p.minimum, vectors + few * layout.slot + rest)
-    p.ring = { slots = p.slots, chunk = opt.chunk or 1, prefetch = opt.prefetch, direct = true }
+    p.peak, p.minimum, p.chunk = p.weights + rest, math.min(p.minimum, least), chunk
+    p.ring = { slots = p.slots, chunk = chunk, prefetch = opt.prefetch, direct = true }
     p.bytes_per_sweep = reader(layout)(visits(model, 0, 1, 1, false), p.slots, "forward")
     p.seconds_per_sweep = p.bytes_per_sweep > 0 and p.bytes_per_sweep / rates.disk() or 0
   end
@@ -303,11 +316,11 @@ function plan.inference(model, opt)
 end
 
 -- What generating from prompts (lists of ids; none: one that is still to come) needs. opt: max_tokens, budget, adapter (directory),
--- chunk, slots, prefetch. Returns plan.inference's fields, tokens (of the longest sequence) and together (tokens of prompts at once).
+-- adapter_bytes (of one that is on the model), chunk, slots, prefetch. Returns plan.inference's fields, tokens (of the longest sequence) and together (tokens of prompts at once).
 function plan.generation(model, prompts, opt, rates)
   local longest, total = opt.max_tokens, 0
   for _, ids in ipairs(prompts) do longest, total = math.max(longest, #ids + opt.max_tokens), total + #ids end
-  local adapter = opt.adapter and lora.bytes(opt.adapter, model) or 0
+  local adapter = (opt.adapter_bytes or 0) + (opt.adapter and lora.bytes(opt.adapter, model) or 0)
   local function need(together)
     return plan.inference(model, { tokens = math.min(512, together), sequences = math.max(#prompts, 1), cache = longest, seq_len = longest,
       carried = together, budget = opt.budget, chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, adapter = adapter,

@@ -33,11 +33,6 @@ function report.plan(model, plans, machine, rates)
   end
 end
 
-function report.too_large(plans, machine)
-  return ("this run needs at least %s, the budget is %s: try a smaller --seq-len or --rank, fewer --layers, or --memory"):format(
-    units.bytes(plans.minimum), units.bytes(machine.budget))
-end
-
 -- A progress callback for Model:load.
 function report.loading(total)
   local bar = progress.new { total = total, label = "loading", unit = "stages", quiet = cli.is_quiet(), after = 1 }
