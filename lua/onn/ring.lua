@@ -69,8 +69,9 @@ local function add_products(layout, model, stage, most)
 end
 
 -- What passes through the slots: {units (for onn.core.stream), bytes (of each), slot (bytes of one), of = {[stage's position] = unit},
--- tiles = {[position of the head] = {{unit, first}}}}. With `tile`, bytes, blocks are cut into units of about that size: instead of `of`
--- there is products = {[position] = {{role, rows, width, tiles}}}, in the order of the products.
+-- tiles = {[position of the head] = {{unit, first}}}, rounded (bytes of a head's tile in the arithmetic's dtype, where it is stored in
+-- another)}. With `tile`, bytes, blocks are cut into units of about that size: instead of `of` there is
+-- products = {[position] = {{role, rows, width, tiles}}}, in the order of the products.
 function Ring.layout(model, chunk, tile)
   local layout = { units = {}, of = {}, tiles = {}, bytes = {}, products = {} }
   local largest, members = tile or 0, chunk
@@ -92,7 +93,11 @@ function Ring.layout(model, chunk, tile)
       largest = math.max(largest, layout.bytes[unit])
     elseif stage.kind == "head" then -- as many whole cuts of its loss as a block's unit is large
       local name = head_tensor(stage)
-      layout.tiles[i] = add_tiles(layout, model, name, core.head_cut * math.max(1, math.floor(largest / head_cut(model, name))))
+      local info, rows = model.store:info(name), core.head_cut * math.max(1, math.floor(largest / head_cut(model, name)))
+      layout.tiles[i] = add_tiles(layout, model, name, rows)
+      if model.dtype == "bf16" and info.dtype ~= "BF16" then -- the head's loss takes its weight in the arithmetic's dtype
+        layout.rounded = math.min(rows, info.shape[1]) * info.shape[2] * 2
+      end
     end
   end
   layout.slot = streams.bytes(model.store, layout.units)
@@ -235,7 +240,10 @@ end
 
 -- The same for stage i's head; what f makes is freed.
 function Ring:tiles(i, f)
-  self:pull(self.layout.tiles[i], function(weight, first) scope(f, weight, first) end)
+  local dtype = self.layout.rounded and self.model.dtype
+  self:pull(self.layout.tiles[i], function(weight, first)
+    scope(function() f(dtype and weight:to(dtype) or weight, first) end)
+  end)
 end
 
 function Ring:stats() return self.stream:stats() end
