@@ -78,27 +78,58 @@ local function divisors(opt)
   return list
 end
 
--- Stages in the order in which a step visits them; see onn.sweep.
-local function visits(model, lowest, from, heads, back)
+-- Visits of the stages in the order in which a step makes them; see onn.sweep and Ring.uses. how: from (position of the first stage),
+-- micros, heads (visits of the last stage); of the way back, if there is one: lowest (position), kept (blocks whose tapes are kept).
+local function visits(model, how)
   local list, last = {}, #model.stages
-  for i = from, last - 1 do list[#list + 1] = i end
-  for _ = 1, heads do list[#list + 1] = last end
-  if back then for i = last - 1, lowest, -1 do list[#list + 1] = i end end
+  local function add(i, times, forward, backward)
+    list[#list + 1] = { at = i, times = times, forward = forward, backward = backward }
+  end
+  for i = how.from, last - 1 do add(i, how.micros, true, false) end
+  for _ = 1, how.heads do add(last, 1, true, false) end
+  for i = last - 1, how.lowest or last, -1 do add(i, how.micros, i < last - how.kept, true) end
   return list
 end
 
+-- Bytes read through `slots` slots in the last of some rounds of the same uses, and of all units in them.
+local function simulated(layout, units, slots, rounds)
+  local _, loaded = require("onn.core.stream").simulate { units = #layout.units, slots = math.min(slots, #layout.units), schedule = units,
+    rounds = rounds }
+  local bytes, once, met = 0, 0, {}
+  for _, unit in ipairs(loaded) do bytes = bytes + layout.bytes[unit] end
+  for _, unit in ipairs(units) do
+    once = once + (met[unit] and 0 or layout.bytes[unit])
+    met[unit] = true
+  end
+  return bytes, once
+end
+
 -- What a step reads through `slots` slots once it has settled: bytes. Remembers what it has worked out.
-local function reader(layout)
-  local Ring, streams, known = require "onn.ring", require "onn.core.stream", {}
-  return function(stages, slots, stamp)
-    local key = slots .. "/" .. stamp
-    if not known[key] then
-      local units = Ring.uses(layout, stages)
-      local _, loaded = streams.simulate { units = #layout.units, slots = math.min(slots, #layout.units), schedule = units, rounds = 3 }
-      local bytes = 0
-      for _, unit in ipairs(loaded) do bytes = bytes + layout.bytes[unit] end
-      known[key] = bytes
+local function reader(model, layout)
+  local Ring, known = require "onn.ring", {}
+  local function whole(how, slots)
+    return (simulated(layout, Ring.uses(layout, visits(model, how)), slots, 3))
+  end
+  -- Row tiles: each micro-batch reads again what of the stage the slots have not kept; between visits nothing is counted as kept.
+  local function visit(v, slots)
+    local units = Ring.uses(layout, { { at = v.at, times = 1, forward = v.forward, backward = v.backward } })
+    local again, once = simulated(layout, units, slots, 3)
+    return { again = again, first = math.max(again, once) }
+  end
+  local function tiled(how, slots)
+    local bytes = 0
+    for _, v in ipairs(visits(model, how)) do
+      if v.at > 1 and v.times > 0 then
+        local key = ("%d/%s/%s/%s"):format(slots, v.at == #model.stages and "head" or "block", v.forward, v.backward)
+        known[key] = known[key] or visit(v, slots)
+        bytes = bytes + known[key].first + (v.times - 1) * known[key].again
+      end
     end
+    return bytes
+  end
+  return function(how, slots)
+    local key = table.concat({ slots, how.from, how.micros, how.heads, how.lowest or "", how.kept or "" }, "/")
+    if not known[key] then known[key] = (next(layout.products) and tiled or whole)(how, slots) end
     return known[key]
   end
 end
@@ -137,14 +168,14 @@ local function candidate(model, opt, f, m, how)
   local carries = math.min(how.ram, how.carries) + pinned
   local p = { weights = weights, state = f.state, tape = tape + carries, working = work + micros * m.batch + m.common,
     micro_batch = how.micro, micros = micros, recompute = rebuilt > 0, kept = how.kept, rebuilt = rebuilt, slots = how.slots,
-    carries_ram = how.ram < how.carries and how.ram or nil, together = how.together }
+    carries_ram = how.ram < how.carries and how.ram or nil, together = how.together, tile = how.slots and f.tile, layout = f.layout }
   p.peak = weights + math.max(f.state + p.tape + p.working, how.slots and 0 or f.loading)
   local tokens, heads = opt.batch * (opt.row_tokens or opt.seq_len), math.ceil(micros / how.together)
   p.spill_written, p.spill_read = spilled(how.carries, how.ram, micros * m.carry)
   local function cost(from)
     local flops = operations(model, opt, f, rebuilt, from)
-    local stages = how.slots and visits(model, f.stage, from > 0 and from + 2 or 1, heads, true)
-    local bytes = stages and f.reads(stages, how.slots, from .. "/" .. heads) or 0
+    local bytes = how.slots and f.reads({ from = from > 0 and from + 2 or 1, micros = micros, heads = heads, lowest = f.stage,
+      kept = how.kept }, how.slots) or 0
     local compute, io, fill = tokens * flops / f.rates.flops_at(how.micro * opt.seq_len), 0, 0
     if bytes + p.spill_read > 0 then io = (bytes + p.spill_read) / f.rates.disk() end
     if p.spill_written > 0 then io = io + p.spill_written / f.rates.write() end
@@ -170,11 +201,18 @@ local function better(a, b, budget)
   return a.peak < b.peak
 end
 
+-- The same facts where weights are streamed, as whole blocks or in tiles of `tile` bytes.
+local function through_ring(model, opt, f, tile)
+  local layout = require("onn.ring").layout(model, opt.chunk or 1, tile)
+  return setmetatable({ layout = layout, tile = tile, vectors = memory.vectors(model), reads = reader(model, layout) }, { __index = f })
+end
+
 -- Every way of running with these slots ("all": weights rest in memory); calls try(candidate).
 local function variants(model, opt, f, streamed, try)
   local modes = opt.recompute == "on" and { 0 } or opt.recompute == "off" and { f.above } or between(0, f.above, 6)
   for _, micro in ipairs(divisors(opt)) do
-    local m = memory.micro_batch(model, opt, { tokens = micro * opt.seq_len, lowest = f.first, trained = f.trained })
+    local m = memory.micro_batch(model, opt, { tokens = micro * opt.seq_len, lowest = f.first, trained = f.trained,
+      tiled = f.tile ~= nil })
     local micros = math.ceil(opt.batch / micro)
     for _, kept in ipairs(modes) do
       for _, together in ipairs(between(1, micros, 4)) do
@@ -206,7 +244,8 @@ end
 -- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, targets, budget; chunk, slots,
 -- prefetch (false), scratch (false: nothing is spilled), reuse_prefix (later epochs find the frozen prefix's output known), row_tokens
 -- (mean tokens of a row; seq_len), rates (onn.limit's).
--- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots, chunk (nil: weights rest in memory);
+-- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots (nil: weights rest in memory), chunk or tile
+-- (bytes, where not even two blocks fit and matrices are cut into row tiles);
 -- bytes_per_step, flops_per_token, seconds_per_step and the same with suffix_ in front for later epochs; ring, sweep (what Model:load
 -- and Session take), fits, minimum (the least peak of all ways), trained_layers, lowest, parameters}.
 function plan.training(model, opt)
@@ -218,12 +257,15 @@ function plan.training(model, opt)
   local forced = opt.slots -- a chunk says only how, where weights are streamed
   if not forced or opt.full then variants(model, opt, f, false, try) end
   if not opt.full and (forced or best.peak > f.budget) then
-    f.layout = require("onn.ring").layout(model, opt.chunk or 1)
-    f.vectors, f.reads = memory.vectors(model), reader(f.layout)
-    variants(model, opt, f, true, try)
+    variants(model, opt, through_ring(model, opt, f), true, try)
+    if best.peak > f.budget then
+      for _, size in ipairs(require("onn.ring").tile_sizes(model)) do
+        variants(model, opt, through_ring(model, opt, f, size), true, try)
+      end
+    end
   end
-  best.chunk = best.slots and (opt.chunk or 1)
-  best.ring = best.slots and { slots = best.slots, chunk = best.chunk, prefetch = opt.prefetch, direct = true } or nil
+  best.chunk = best.slots and not best.tile and (opt.chunk or 1) or nil
+  best.ring = best.slots and { slots = best.slots, chunk = best.chunk, tile = best.tile, prefetch = opt.prefetch, direct = true } or nil
   local keep_from = #model.stages - best.kept
   best.sweep = { keep_from = keep_from, head_together = best.together }
   best.carries = { quota = best.carries_ram, expected = best.spill_written }
@@ -231,16 +273,18 @@ function plan.training(model, opt)
   best.parameters = opt.full and model:parameters() or f.adapter
   best.fits, best.minimum, best.tokens_per_step = best.peak <= f.budget, least, opt.batch * (opt.row_tokens or opt.seq_len)
   if best.slots then
-    best.slot, best.streamed = f.layout.slot, 0
-    for _, bytes in ipairs(f.layout.bytes) do best.streamed = best.streamed + bytes end
+    best.slot, best.streamed = best.layout.slot, 0
+    for _, bytes in ipairs(best.layout.bytes) do best.streamed = best.streamed + bytes end
   end
+  best.layout = nil
   return best
 end
 
 -- What running without gradients needs. opt: tokens (that go through together: of a prompt's part or a micro-batch), sequences (1),
 -- cache (tokens of each that keys and values are kept for, or nil), carried (tokens under way between stages; tokens), seq_len, labels
--- (losses instead of logits), rows (of logits at once), budget, chunk, slots, prefetch, rates, adapter (its bytes).
--- Returns {weights, cache, working, peak, slots, ring, bytes_per_sweep, seconds_per_sweep (of reading), fits, minimum, dtype}.
+-- (losses instead of logits), rows (of logits at once), micros (micro-batches that go through together; 1), budget,
+-- chunk, slots, prefetch, rates, adapter (its bytes).
+-- Returns {weights, cache, working, peak, slots, tile, ring, bytes_per_sweep, seconds_per_sweep (of reading), fits, minimum, dtype}.
 function plan.inference(model, opt)
   local c, budget, rates = model.sizes, opt.budget or math.huge, opt.rates or unknown_rates
   local sequences = opt.sequences or 1
@@ -254,17 +298,23 @@ function plan.inference(model, opt)
     seconds_per_sweep = 0 }
   p.peak = p.weights + math.max(rest, memory.loading(model))
   p.minimum = p.peak
-  if opt.slots or p.peak > budget then
-    local layout = require("onn.ring").layout(model, opt.chunk or 1)
-    local vectors, few = memory.vectors(model), opt.prefetch == false and 1 or 2
+  local vectors, few = memory.vectors(model), opt.prefetch == false and 1 or 2
+  local function stream(tile) -- whole blocks, or tiles of so many bytes
+    local layout = require("onn.ring").layout(model, opt.chunk or 1, tile)
     local spare = budget == math.huge and #layout.units or math.floor((budget - vectors - rest) / layout.slot)
-    p.slots = math.min(#layout.units, opt.slots or math.max(few, spare))
+    p.slots, p.tile = math.min(#layout.units, opt.slots or math.max(few, spare)), tile
     p.weights = vectors + p.slots * layout.slot
     p.peak = p.weights + rest
     p.minimum = math.min(p.minimum, vectors + few * layout.slot + rest)
-    p.ring = { slots = p.slots, chunk = opt.chunk or 1, prefetch = opt.prefetch, direct = true }
-    p.bytes_per_sweep = reader(layout)(visits(model, 0, 1, 1, false), p.slots, "forward")
+    p.ring = { slots = p.slots, chunk = not tile and (opt.chunk or 1) or nil, tile = tile, prefetch = opt.prefetch, direct = true }
+    p.bytes_per_sweep = reader(model, layout)({ from = 1, micros = opt.micros or 1, heads = 1 }, p.slots)
     p.seconds_per_sweep = p.bytes_per_sweep > 0 and p.bytes_per_sweep / rates.disk() or 0
+  end
+  if opt.slots or p.peak > budget then
+    stream()
+    for _, size in ipairs(p.peak > budget and require("onn.ring").tile_sizes(model) or {}) do
+      if p.peak > budget then stream(size) end
+    end
   end
   p.fits = p.peak <= budget
   return p
@@ -300,7 +350,7 @@ function plan.evaluation(model, set, opt, rates)
   local adapter = opt.adapter and lora.bytes(opt.adapter, model) or 0
   local function need(micro, together)
     local p = plan.inference(model, { tokens = micro * longest, carried = micro * longest * together, seq_len = longest, labels = true,
-      budget = opt.budget, chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, adapter = adapter, rates = rates })
+      micros = together, budget = opt.budget, chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, adapter = adapter, rates = rates })
     p.micro_batch, p.together = micro, together
     return p
   end

@@ -53,7 +53,8 @@ end
 local function add_products(layout, model, stage, most)
   local products, unit = {}, nil -- unit: the one that further matrices may join
   for _, t in ipairs(matrices(stage)) do
-    local bytes, rows, tiles = stored_bytes(model, t.name), t.shape[1], nil
+    local bytes, rows = stored_bytes(model, t.name), t.shape[1]
+    local tiles
     if bytes <= most then
       if not unit or layout.bytes[unit] + bytes > most then unit = add_unit(layout, 0) end
       table.insert(layout.units[unit], { name = t.name })
@@ -108,7 +109,8 @@ end
 function Ring.tile_sizes(model)
   local largest, least = 0, 0
   for _, stage in ipairs(model.stages) do
-    for _, t in ipairs(stage.kind == "block" and matrices(stage) or {}) do largest = math.max(largest, stored_bytes(model, t.name)) end
+    local blocks = stage.kind == "block" and matrices(stage) or {}
+    for _, t in ipairs(blocks) do largest = math.max(largest, stored_bytes(model, t.name)) end
     if stage.kind == "head" then least = head_cut(model, head_tensor(stage)) end
   end
   local sizes = {}
@@ -158,8 +160,8 @@ local function bind(self)
   end
 end
 
--- opt: slots, chunk (1), tile (bytes, where blocks are cut), prefetch (true), direct (true: past the page cache). Returns the ring, its model's stages bound; or nil,
--- message, code.
+-- opt: slots, chunk (1), tile (bytes, where blocks are cut), prefetch (true), direct (true: past the page cache). Returns the ring, its
+-- model's stages bound; or nil, message, code.
 function Ring.open(model, opt)
   local self = setmetatable({ model = model, layout = Ring.layout(model, opt.chunk or 1, opt.tile) }, Ring)
   local message, code

@@ -6,7 +6,6 @@ local data = require "onn.data"
 local generator = require "onn.generator"
 local Model = require "onn.model"
 local plan = require "onn.plan"
-local Ring = require "onn.ring"
 local Session = require "onn.session"
 local stores = require "onn.core.store"
 local support = require "tests.support"
@@ -153,6 +152,66 @@ describe("running with row tiles is running in memory:", function()
           assert.equal(ids, got_ids, show(how))
         end
       end
+    end)
+  end
+end)
+
+describe("the plan", function()
+  local function opened(kind, dtype) return assert(Model.open(model_of(kind), { dtype = dtype })) end
+
+  -- Two updates of 4 rows as the plan says, within its budget: the device's bytes at the largest moment, and the losses.
+  local function measure(model, opt, p)
+    local ids = {}
+    for r = 1, opt.batch do
+      ids[r] = {}
+      for t = 1, opt.seq_len do ids[r][t] = (r * 7 + t * 13) % model.sizes.vocabulary end
+    end
+    collectgarbage()
+    collectgarbage()
+    local before = tensors.memory().used
+    tensors.reset_peak()
+    tensors.set_budget(before + (opt.budget or 2 ^ 40))
+    local micros = {}
+    for first = 1, opt.batch, p.micro_batch do
+      local some = {}
+      for r = first, math.min(first + p.micro_batch - 1, opt.batch) do some[#some + 1] = ids[r] end
+      micros[#micros + 1] = batch.from_ids(tensors.from_table(some, "i64"))
+    end
+    assert(model:load { ring = p.ring })
+    local session = assert(Session.new(model, merged(opt, { sweep = p.sweep, total_steps = 2, carries = { quota = p.carries.quota or math.huge,
+      scratch = p.carries.quota and folder, expected = p.carries.expected } })))
+    local losses = {}
+    for k = 1, 2 do losses[k] = ("%a"):format(session:update(micros, 0).loss) end
+    local peak = tensors.memory().peak - before
+    for _, b in ipairs(micros) do batch.free(b) end
+    session:close()
+    model:close()
+    tensors.set_budget(2 ^ 40)
+    return peak, table.concat(losses, " ")
+  end
+
+  for _, case in ipairs { { "llama", "f32" }, { "llama_bf16", "bf16" }, { "llama", "bf16" }, { "phi3_bf16", "bf16" }, { "qwen3", "f32" },
+    { "llama_bf16", "bf16", { dropout = 0.1 } }, { "llama", "f32", { recompute = "on" } },
+    { "llama_bf16", "bf16", { layers = { [2] = true } } } } do
+    local kind, dtype, more = case[1], case[2], case[3] or {}
+    it(("bounds the peak with tiles: %s, %s, %s"):format(kind, dtype, next(more) or "all layers"), function()
+      tensors.set_threads(2)
+      local opt = merged({ rank = 4, batch = 4, seq_len = 64 }, more)
+      local _, losses = measure(opened(kind, dtype), opt, plan.training(opened(kind, dtype), opt))
+      local model = opened(kind, dtype)
+      local least = plan.training(model, merged(opt, { budget = 1 }))
+      assert.is_false(least.fits)
+      for _, budget in ipairs { least.minimum, least.minimum * 1.02 } do
+        local how = merged(opt, { budget = budget })
+        local p = plan.training(model, how)
+        assert.is_true(p.fits and p.tile ~= nil and p.peak <= budget)
+        local peak, said = measure(model, how, p)
+        assert.equal(losses, said)
+        assert.is_true(p.peak >= peak, ("predicted %.3f MB, measured %.3f MB"):format(p.peak / 1e6, peak / 1e6))
+        assert.is_true(p.peak <= 1.25 * peak, ("predicted %.3f MB, measured %.3f MB"):format(p.peak / 1e6, peak / 1e6))
+        model = opened(kind, dtype)
+      end
+      model:close()
     end)
   end
 end)
