@@ -164,12 +164,16 @@ function probes.streaming(model)
       end
     end
   end
-  local stream, order = assert(streams.open(model.store, { units = units, slots = 3, prefetch = true, direct = true })), {}
+  local function checked(value, message)
+    if not value then error(message, 0) end -- the disk's failure, not this program's
+    return value
+  end
+  local stream, order = checked(streams.open(model.store, { units = units, slots = 3, prefetch = true, direct = true })), {}
   for u = 1, #units do order[u] = u end
   stream:schedule(order)
   local began = system.now()
   for u = 1, #units do
-    assert(stream:acquire(u))
+    checked(stream:acquire(u))
     stream:release(u)
     if system.now() - began > 2 then break end
   end

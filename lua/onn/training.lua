@@ -84,15 +84,20 @@ end
 -- frozen-prefix cache.
 function training.begin(model, opt, plans, session)
   cli.check(checkpoint.prepare(opt.out))
-  if not training.needs_scratch(plans) then return end
   session.scratch = { path = scratch(opt), made = not opt.scratch or not system.exists(opt.scratch) }
+  if not training.needs_scratch(plans) then return end
   cli.check(system.mkdir_p(session.scratch.path))
   session.prefix = training.prefix(model, opt, plans)
 end
 
--- The end of a run's scratch data. Without `done` the prefix cache's files stay, for the run that goes on from here.
+-- The end of a run's scratch data. Without `done` the prefix cache's files stay, for the run that goes on from here; with it those of
+-- a run before go too, if this one had no use for them.
 function training.leave(session, done)
-  if session.prefix then session.prefix:close(done) end
+  if session.prefix then
+    session.prefix:close(done)
+  elseif done and session.scratch then
+    require("onn.prefix").remove(session.scratch.path)
+  end
   session.carries:clear()
   session.prefix = nil
   if session.scratch and session.scratch.made then os.remove(session.scratch.path) end -- unless something lies in it

@@ -124,10 +124,13 @@ describe("training that streams its weights", function()
   end)
 
   it("finds the prefix cache of the run that died, and takes it away at its end", function()
-    assert.equal(137, (run("found", streamed .. " -q --recompute on", with_fault "rename:26:kill")))
-    local left = system.list(folder .. "/found/scratch") or {}
-    resumes("found", streamed)
-    assert.is_table(left)
+    for _, more in ipairs { "", " --no-prefix-cache" } do -- a run that has no use for it takes it away too
+      assert.equal(137, (run("found", streamed .. " -q --recompute on", with_fault "rename:26:kill")))
+      assert.is_true(system.isdir(folder .. "/found/scratch"))
+      assert(support.write(folder .. "/found/scratch/prefix-00001.safetensors", "half"))
+      local err = resumes("found", streamed .. more)
+      assert.equal(more == "", err:find("prefix-00001.safetensors: ", 1, true) ~= nil, err)
+    end
   end)
 
   -- A copy of the model that `change` (a shell command; $f is its file) hurts once the log has a line.
