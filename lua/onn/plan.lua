@@ -211,10 +211,9 @@ local function candidate(model, opt, f, m, how)
     p.suffix_flops_per_token, p.suffix_bytes_per_step, p.suffix_seconds_per_step = cost(f.first)
     local step = opt.batch * (opt.row_tokens or opt.seq_len)
     local spare = math.max(0, f.budget - p.peak)
-    local held = math.min(spare, (opt.all_tokens or math.huge) * 4 * model.sizes.width * 1.125) -- what no other use takes
-    p.prefix_ram = math.floor(held / 1.125) -- the allocator adds up to an eighth
-    p.peak = p.peak + held
-    local ahead = p.tape + p.working + spare - held - m.rebuilt
+    p.prefix_ram = math.floor(math.min(spare / 1.125, opt.reuse_prefix)) -- what no other use takes; an eighth is lost to rounding
+    p.peak = p.peak + math.ceil(1.125 * p.prefix_ram)
+    local ahead = p.tape + p.working + spare - 1.125 * p.prefix_ram - m.rebuilt
     p.ahead_tokens = math.max(step, math.floor(ahead / (2 * m.carry / (how.micro * opt.seq_len) + 64)))
     if how.slots then
       local frozen = f.frozen_bytes / math.max(1, math.floor(p.ahead_tokens / step))
@@ -295,11 +294,12 @@ end
 
 -- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, targets, budget; chunk (the
 -- most blocks of a unit; fewer where so many do not fit), slots, prefetch (false), scratch (false: nothing is spilled), reuse_prefix
--- (later epochs find the frozen prefix's output known), row_tokens (mean tokens of a row; seq_len), all_tokens (of the data), rates (onn.limit's).
+-- (bytes of the frozen prefix's output, which later epochs find known), row_tokens (mean tokens of a row; seq_len), rates (onn.limit's).
 -- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots (nil: weights rest in memory), chunk or tile
 -- (bytes, where not even two blocks fit and matrices are cut into row tiles);
 -- bytes_per_step, flops_per_token, seconds_per_step and the same with suffix_ in front for later epochs; ring, sweep (what Model:load
--- and Session take), fits, minimum (the least peak of all ways that were looked at: all, where none fits), trained_layers, lowest, parameters}.
+-- and Session take), prefix_ram (what the budget leaves for the frozen prefix's cache), fits, minimum (the least peak of all ways that
+-- were looked at: all, where none fits), trained_layers, lowest, parameters}.
 function plan.training(model, opt)
   local f, best, least = facts_of(model, opt), nil, math.huge
   local function try(p)
