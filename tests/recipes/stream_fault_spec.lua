@@ -162,6 +162,75 @@ describe("training that streams its weights", function()
   end)
 end)
 
+describe("the least memory", function()
+  local wide, least, want
+  local few = "--steps 3 --batch 16 --micro-batch 1 --seq-len 32 --rank 1 --recompute on --lr 0.01 --threads 1 --layers last:2 "
+  local function train(out, more, environment)
+    return shell(("%s OMP_WAIT_POLICY=passive %s train %s %s --out %s %s %s"):format(environment or "", quote(support.onn), quote(wide),
+      quote(rows), quote(folder .. "/" .. out), few, more))
+  end
+  setup(function()
+    wide = tiny.model(folder .. "/wide", { num_hidden_layers = 6, hidden_size = 64, intermediate_size = 256 })
+    local status, _, err = train("free", "-q")
+    assert(status == 0, err)
+    want = adapter "free"
+    status, _, err = train("tight", "-q --memory 100KB")
+    assert(status == 1 and not system.exists(folder .. "/tight"), err)
+    least = assert(err:match "needs at least ([%d.]+ %a+)", err)
+  end)
+
+  it("that a refusal names is enough, and no more is used", function()
+    local status, out, err = train("tight", "--json --memory " .. quote(least))
+    assert.equal(0, status, err)
+    local result = assert(json.decode(out))
+    assert.matches("carries beyond .* are spilled", err)
+    assert.equal(want, adapter "tight")
+    assert.is_true(result.device_peak <= require("onn.units").parse_bytes(least))
+    assert.is_true(result.device_peak <= result.predicted_peak and result.bytes_streamed > 0)
+    clean "tight"
+    remove "tight"
+  end)
+
+  it("spills, and a scratch file that fails ends the run with one line; going on is exact", function()
+    local more = "-q --save-every 1 --no-prefix-cache --memory " .. quote(least)
+    for _, what in ipairs { "pwrite:3:ENOSPC", "pwrite:60:EIO", "pread_back:2:EIO", "pread_back:40:EIO" } do
+      local status, _, err = train("spill", more, with_fault(what))
+      one_line(status, err, what:find "ENOSPC" and "No space left on device" or "Input/output error", what)
+      assert.matches("spill", err)
+      clean "spill"
+      status, _, err = train("spill", more .. " --resume")
+      assert.equal(0, status, err)
+      assert.equal(want, adapter "spill")
+      remove "spill"
+    end
+  end)
+
+  it("killed while it spills, goes on to the same bits", function()
+    local more = "-q --save-every 1 --no-prefix-cache --memory " .. quote(least)
+    for _, what in ipairs { "pwrite:2:kill", "pwrite:70:kill", "pread_back:50:kill" } do
+      assert.equal(137, (train("dead", more, with_fault(what))), what)
+      local status, _, err = train("dead", more .. " --resume")
+      assert.equal(0, status, err)
+      assert.equal(want, adapter "dead")
+      clean "dead"
+      remove "dead"
+    end
+  end)
+
+  it("goes on aloud where a file of the prefix cache cannot be written", function()
+    local heard = 0
+    for n = 2, 4 do
+      local status, _, err = train("known", "--epochs 4 --memory " .. quote(least), with_fault(("write:%d:EBADMSG"):format(n)))
+      assert.equal(0, status, err)
+      assert.equal(want, adapter "known")
+      if err:find "prefix .*Bad message; what is not stored is computed again" then heard = heard + 1 end
+      clean "known"
+      remove "known"
+    end
+    assert.is_true(heard > 0)
+  end)
+end)
+
 describe("a signal in the middle of a sweep", function()
   -- A read that hangs until the signal is there: the sweep is under way.
   it("saves what was finished, ends with 130, and going on is exact", function()
