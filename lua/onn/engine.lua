@@ -102,7 +102,7 @@ end
 
 -- What is trained: opt.layers (a set, or nil) and opt.rank, of the options or of the adapter that is gone on from.
 local function choose_layers(self, opt)
-  local model, chosen, wrong = self.model, nil, nil
+  local model, chosen, wrong = self.model
   opt.rank = opt.rank or Session.defaults.rank
   if opt.attached then
     opt.rank, chosen = opt.attached.rank, {}

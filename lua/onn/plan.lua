@@ -279,7 +279,7 @@ end
 
 -- Puts what a way of cutting means into the facts: layout, what stays beside it, what is read; how many units the stages from the lowest
 -- trained one on take, and the bytes of all others.
-local function through_ring(model, opt, f, cut)
+local function through_ring(model, f, cut)
   local Ring = require "onn.ring"
   f.layout, f.chunk, f.tile, f.vectors = Ring.layout(model, cut.chunk, cut.tile), cut.chunk, cut.tile, memory.vectors(model)
   f.reads = reader(model, f.layout)
@@ -311,7 +311,7 @@ function plan.training(model, opt)
   if not opt.full and (forced or best.peak > f.budget) then
     for _, cut in ipairs(cuts(model, opt)) do
       if best and best.slots and best.peak <= f.budget then break end
-      variants(model, opt, through_ring(model, opt, f, cut), true, try)
+      variants(model, opt, through_ring(model, f, cut), true, try)
     end
   end
   best.ring = best.slots and { slots = best.slots, chunk = best.chunk, tile = best.tile, prefetch = opt.prefetch, direct = true } or nil
