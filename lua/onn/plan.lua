@@ -164,8 +164,10 @@ local function candidate(model, opt, f, m, how)
   for index = model.sizes.layers - how.kept, model.sizes.layers - 1 do tape = tape + m.tapes[index] * micros end
   local pinned = how.kept * micros * m.carry
   local weights = how.slots and f.vectors + how.slots * f.layout.slot or f.resident
-  local work = math.max(rebuilt > 0 and m.rebuilt or m.kept, m.head(how.together, true))
+  local rounded = how.slots and f.layout.rounded or 0
+  local work = math.max(rebuilt > 0 and m.rebuilt or m.kept, m.head(how.together, true) + rounded)
   local carries = math.min(how.ram, how.carries) + pinned
+  if opt.reuse_prefix and f.first > 0 then work = work + 2 * m.carry end -- what onn.prefix copies and fetches
   local p = { weights = weights, state = f.state, tape = tape + carries, working = work + micros * m.batch + m.common,
     micro_batch = how.micro, micros = micros, recompute = rebuilt > 0, kept = how.kept, rebuilt = rebuilt, slots = how.slots,
     carries_ram = how.ram < how.carries and how.ram or nil, together = how.together, tile = how.slots and f.tile, layout = f.layout }
@@ -228,6 +230,7 @@ local function variants(model, opt, f, streamed, try)
             local p = candidate(model, opt, f, m, how)
             local spare = math.floor((f.budget - p.peak) / f.layout.slot)
             if not opt.slots and spare > 0 then
+              try(p)
               how.slots = math.min(how.slots + spare, most)
               p = candidate(model, opt, f, m, how)
             end
@@ -242,12 +245,13 @@ local function variants(model, opt, f, streamed, try)
 end
 
 -- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, targets, budget; chunk, slots,
--- prefetch (false), scratch (false: nothing is spilled), reuse_prefix (later epochs find the frozen prefix's output known), row_tokens
+-- prefetch (false), scratch (false: nothing is spilled), reuse_prefix (bytes of the frozen prefix's output, which later epochs find known), row_tokens
 -- (mean tokens of a row; seq_len), rates (onn.limit's).
 -- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots (nil: weights rest in memory), chunk or tile
 -- (bytes, where not even two blocks fit and matrices are cut into row tiles);
 -- bytes_per_step, flops_per_token, seconds_per_step and the same with suffix_ in front for later epochs; ring, sweep (what Model:load
--- and Session take), fits, minimum (the least peak of all ways), trained_layers, lowest, parameters}.
+-- and Session take), prefix_ram (what the budget leaves for the frozen prefix's cache), fits, minimum (the least peak of all ways that
+-- were looked at: all, where none fits), trained_layers, lowest, parameters}.
 function plan.training(model, opt)
   local f, best, least = facts_of(model, opt), nil, math.huge
   local function try(p)
@@ -258,10 +262,11 @@ function plan.training(model, opt)
   if not forced or opt.full then variants(model, opt, f, false, try) end
   if not opt.full and (forced or best.peak > f.budget) then
     variants(model, opt, through_ring(model, opt, f), true, try)
-    if best.peak > f.budget then
-      for _, size in ipairs(require("onn.ring").tile_sizes(model)) do
-        variants(model, opt, through_ring(model, opt, f, size), true, try)
-      end
+    local whole, sizes = best.peak <= f.budget, require("onn.ring").tile_sizes(model)
+    for k = whole and #sizes or 1, #sizes do
+      local tiled = through_ring(model, opt, f, sizes[k])
+      if whole then tiled.reads = function() return 0 end end -- then only how little would do is of interest
+      variants(model, opt, tiled, true, whole and function(p) least = math.min(least, p.peak) end or try)
     end
   end
   best.chunk = best.slots and not best.tile and (opt.chunk or 1) or nil
@@ -269,6 +274,10 @@ function plan.training(model, opt)
   local keep_from = #model.stages - best.kept
   best.sweep = { keep_from = keep_from, head_together = best.together }
   best.carries = { quota = best.carries_ram, expected = best.spill_written }
+  if best.suffix_flops_per_token then -- its cache takes what is left; the allocator adds up to an eighth
+    best.prefix_ram = math.floor(math.max(0, math.min(opt.reuse_prefix, (f.budget - best.peak) / 1.125)))
+    best.peak = best.peak + math.ceil(1.125 * best.prefix_ram)
+  end
   best.adapter_parameters, best.trained_layers, best.lowest = f.adapter, f.count, f.lowest
   best.parameters = opt.full and model:parameters() or f.adapter
   best.fits, best.minimum, best.tokens_per_step = best.peak <= f.budget, least, opt.batch * (opt.row_tokens or opt.seq_len)
@@ -298,23 +307,28 @@ function plan.inference(model, opt)
     seconds_per_sweep = 0 }
   p.peak = p.weights + math.max(rest, memory.loading(model))
   p.minimum = p.peak
-  local vectors, few = memory.vectors(model), opt.prefetch == false and 1 or 2
-  local function stream(tile) -- whole blocks, or tiles of so many bytes
-    local layout = require("onn.ring").layout(model, opt.chunk or 1, tile)
-    local spare = budget == math.huge and #layout.units or math.floor((budget - vectors - rest) / layout.slot)
+  local Ring, vectors, few = require "onn.ring", memory.vectors(model), opt.prefetch == false and 1 or 2
+  local function look(tile) -- at whole blocks, or tiles of so many bytes; returns their layout and what is needed beside weights
+    local layout = Ring.layout(model, opt.chunk or 1, tile)
+    local beside = rest + math.max(m.kept, out + (layout.rounded or 0)) - math.max(m.kept, out)
+    p.minimum = math.min(p.minimum, vectors + few * layout.slot + beside)
+    return layout, beside
+  end
+  local function stream(tile)
+    local layout, beside = look(tile)
+    local spare = budget == math.huge and #layout.units or math.floor((budget - vectors - beside) / layout.slot)
     p.slots, p.tile = math.min(#layout.units, opt.slots or math.max(few, spare)), tile
-    p.weights = vectors + p.slots * layout.slot
-    p.peak = p.weights + rest
-    p.minimum = math.min(p.minimum, vectors + few * layout.slot + rest)
+    p.weights, p.working = vectors + p.slots * layout.slot, beside - cache
+    p.peak = p.weights + beside
     p.ring = { slots = p.slots, chunk = not tile and (opt.chunk or 1) or nil, tile = tile, prefetch = opt.prefetch, direct = true }
     p.bytes_per_sweep = reader(model, layout)({ from = 1, micros = opt.micros or 1, heads = 1 }, p.slots)
     p.seconds_per_sweep = p.bytes_per_sweep > 0 and p.bytes_per_sweep / rates.disk() or 0
   end
   if opt.slots or p.peak > budget then
+    local sizes = Ring.tile_sizes(model)
     stream()
-    for _, size in ipairs(p.peak > budget and require("onn.ring").tile_sizes(model) or {}) do
-      if p.peak > budget then stream(size) end
-    end
+    for _, size in ipairs(sizes) do if p.peak > budget then stream(size) end end
+    look(sizes[#sizes])
   end
   p.fits = p.peak <= budget
   return p

@@ -36,7 +36,7 @@ end
 
 function report.too_large(plans, machine)
   return ("this run needs at least %s, the budget is %s: try a smaller --seq-len or --rank, fewer --layers, or --memory"):format(
-    units.bytes(plans.minimum), units.bytes(machine.budget))
+    units.need(plans.minimum), units.bytes(machine.budget))
 end
 
 -- A progress callback for Model:load.
