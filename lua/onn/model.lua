@@ -89,6 +89,7 @@ function Model:load(opt)
   local message, code
   if opt.ring then
     self.ring, message, code = require("onn.ring").open(self, opt.ring)
+    self.loaded_as = opt.ring
     return self.ring and true or nil, message, code
   end
   for i, stage in ipairs(self.stages) do
@@ -200,17 +201,37 @@ local function free_weights(stage)
     if core.is_tensor(w) then w:free() elseif role ~= "head" and role ~= "embed" then
       if core.is_tensor(w.weight) then w.weight:free() end
       if w.bias then w.bias:free() end
+      w.weight, w.bias = nil, nil
     end
   end
   stage.weights = nil
 end
 
-function Model:close()
+-- Frees the weights, or closes the ring that they pass through; adapters stay. The store is open still: load() can follow.
+function Model:unload()
   for _, stage in ipairs(self.stages or {}) do if stage.weights then free_weights(stage) end end
   if self.ring then self.ring:close() end
+  self.resident, self.ring, self.loaded_as = false, nil, nil
+end
+
+-- Two ways of loading: do they put the same weights in the same places?
+local function alike(a, b)
+  if not a or not b then return a == b end
+  for _, key in ipairs { "slots", "chunk", "prefetch", "direct" } do if a[key] ~= b[key] then return false end end
+  return true
+end
+
+-- Loads the model as a plan says (its `ring`, or nil: all in memory), unloading it first where it is loaded in another way.
+-- Returns true, or nil, message, code.
+function Model:load_by(ring, progress)
+  if (self.resident or self.ring) and not alike(self.loaded_as, ring) then self:unload() end
+  return self:load { ring = ring, progress = progress }
+end
+
+function Model:close()
+  self:unload()
   if self.angles then self.angles:free() end
   self.store:close()
-  self.resident, self.ring = false, nil
 end
 
 return Model

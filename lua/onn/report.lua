@@ -34,11 +34,6 @@ function report.plan(model, plans, machine, rates)
   end
 end
 
-function report.too_large(plans, machine)
-  return ("this run needs at least %s, the budget is %s: try a smaller --seq-len or --rank, fewer --layers, or --memory"):format(
-    units.need(plans.minimum), units.bytes(machine.budget))
-end
-
 -- A progress callback for Model:load.
 function report.loading(total)
   local bar = progress.new { total = total, label = "loading", unit = "stages", quiet = cli.is_quiet(), after = 1 }
@@ -69,7 +64,8 @@ end
 -- The operations and bytes of an update: what its frozen prefix's cache gave was not computed again.
 local function work_of(plans, r)
   local known = r.prefix_tokens or 0
-  return { flops = (r.tokens - known) * plans.flops_per_token + known * (plans.suffix_flops_per_token or 0),
+  local suffix = plans.suffix_flops_per_token or 0
+  return { flops = (r.tokens - known) * plans.flops_per_token + known * suffix + r.filled_tokens * (plans.flops_per_token - suffix),
     bytes_read = r.bytes_streamed + r.bytes_fetched, bytes_written = r.bytes_spilled }
 end
 

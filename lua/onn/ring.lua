@@ -127,14 +127,20 @@ local function tiled_weight(self, product)
   return { out = product.rows, into = product.width, pull = function(f, only) self:pull(only and first or product.tiles, f) end }
 end
 
--- Gives each stage of a model handles for its weights, which have memory only while the stage is held.
+-- Gives each stage of a model handles for its weights, which have memory only while the stage is held. Returns true, or nil, message,
+-- code.
 local function bind(self)
   local model, at = self.model, {}
   for unit in ipairs(self.layout.units) do at[unit] = { list = self.stream:tensors(unit), next = 1 } end
   for i, stage in ipairs(model.stages) do
     local weights = {}
+    stage.weights = weights
     for _, t in ipairs(stage.tensors) do
-      if t.vector then weights[t.role] = tensors.keep(assert(model.store:read(t.name, "f32"))) end
+      if t.vector then
+        local value, message, code = model.store:read(t.name, "f32")
+        if not value then return nil, message, code end
+        weights[t.role] = tensors.keep(value)
+      end
     end
     if stage.kind == "embedding" then
       local name = matrices(stage)[1].name
@@ -151,13 +157,13 @@ local function bind(self)
       for _, tile in ipairs(product.tiles) do tile.weight = self.stream:tensors(tile.unit)[tile.piece] end
       weights[product.role] = tiled_weight(self, product)
     end
-    stage.weights = weights
     for _, tile in ipairs(self.layout.tiles[i] or {}) do tile.weight = self.stream:tensors(tile.unit)[tile.piece] end
     for _, layer in ipairs(stage.layers) do
       layer.weight, layer.bias = weights[layer.role], weights[layer.role .. "_bias"]
       weights[layer.role] = layer
     end
   end
+  return true
 end
 
 -- opt: slots, chunk (1), tile (bytes, where blocks are cut), prefetch (true), direct (true: past the page cache). Returns the ring, its
@@ -169,8 +175,11 @@ function Ring.open(model, opt)
     prefetch = opt.prefetch ~= false, direct = opt.direct ~= false })
   if not self.stream then return nil, message, code end
   self.stream:events(trace.on)
-  bind(self)
-  return self
+  local bound
+  bound, message, code = bind(self)
+  if bound then return self end
+  self.stream:close()
+  return nil, message, code
 end
 
 local function add_uses(units, tiles)
