@@ -13,6 +13,7 @@ local runtime = require "onn.runtime"
 local Session = require "onn.session"
 local settings = require "onn.settings"
 local signals = require "onn.core.signals"
+local sweep = require "onn.sweep"
 local system = require "onn.core.system"
 local tensors = require "onn.core.tensor"
 local Tokenizer = require "onn.tokenizer"
@@ -63,9 +64,7 @@ local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = op
 local per_epoch = data.updates(set, order)
 for _, note in ipairs(data.notes(set, order)) do cli.note("data      %s", note) end
 local total = opt.steps or per_epoch * opt.epochs
-cli.check(checkpoint.prepare(opt.out))
 opt.total_steps, opt.sweep, opt.carries = total, plans.sweep, training.carries(opt, plans)
-opt.prefix = training.prefix(model, opt, plans)
 local session = cli.check(Session.new(model, opt))
 local run = checkpoint.run(opt, { data = data.hash(set), total = total })
 if resume then
@@ -77,38 +76,55 @@ if resume then
   cli.note("resumed from %s, step %d of %d", resume, session.step, total)
 end
 
-session:watch()
 local log = report.training_log(opt, { total = total, plan = plans, rates = rates, first = session.step })
 local function evaluate() return held_out and data.loss(model, held_out, order) end
-local function save() return cli.check(session:checkpoint(opt.out, { epoch = order.epoch, cursor = order.cursor, run = run }, opt.keep)) end
+training.begin(model, opt, plans, session)
+local saved = resume == checkpoint.path(opt.out, session.step) and session.step
+local function save()
+  if saved == session.step then return end
+  cli.check(session:checkpoint(opt.out, { epoch = order.epoch, cursor = order.cursor, run = run }, opt.keep))
+  saved = session.step
+end
 session.replaces = replaced
+session:watch()
 log.before = evaluate()
 signals.handle(true)
-local stopped
 
-while session.step < total and not stopped do
-  for update, cursor in data.batches(set, order) do
-    local began = system.now()
-    local result = session:update(update, order.epoch)
-    for _, b in ipairs(update) do batch.free(b) end
-    order.cursor = cursor
-    result.epoch, result.seconds = order.epoch + cursor / per_epoch, system.now() - began
-    log:step(result)
-    if session.skipped_in_row >= Session.patience then
-      cli.fail(("training stopped: %d updates in a row had a loss or gradient that is not finite"):format(Session.patience))
+-- Returns the signal that ended it, or nil.
+local function train()
+  while session.step < total do
+    for update, cursor in data.batches(set, order) do
+      local began = system.now()
+      local result = session:update(update, order.epoch)
+      for _, b in ipairs(update) do batch.free(b) end
+      order.cursor = cursor
+      result.epoch, result.seconds = order.epoch + cursor / per_epoch, system.now() - began
+      log:step(result)
+      if session.skipped_in_row >= Session.patience then
+        cli.fail(("training stopped: %d updates in a row had a loss or gradient that is not finite"):format(Session.patience))
+      end
+      if opt.eval_every and session.step % opt.eval_every == 0 then log:evaluated(evaluate()) end
+      if signals.pending() then return signals.pending() end
+      if opt.save_every and session.step % opt.save_every == 0 and session.step < total then save() end
+      if session.step >= total then return end
     end
-    if opt.eval_every and session.step % opt.eval_every == 0 then log:evaluated(evaluate()) end
-    stopped = signals.pending()
-    if stopped or (opt.save_every and session.step % opt.save_every == 0 and session.step < total) then save() end
-    if stopped or session.step >= total then break end
+    order.epoch, order.cursor = order.epoch + 1, 0
   end
-  if not stopped and session.step < total then order.epoch, order.cursor = order.epoch + 1, 0 end
 end
-if stopped then
+local ok, stopped = pcall(train)
+if not ok and stopped == sweep.interrupted then ok, stopped = true, signals.pending() end
+if not ok or stopped then training.leave(session) end
+if not ok then error(stopped, 0) end
+if stopped and session.step == 0 then
+  cli.note "interrupted before the first update was finished: there is nothing to save"
+  os.exit(128 + stopped)
+elseif stopped then
+  save()
   cli.note("interrupted: step %d is saved in %s; go on with --resume", session.step, checkpoint.path(opt.out, session.step))
   os.exit(128 + stopped)
 end
 
+training.leave(session, true)
 cli.check(checkpoint.result(opt.out, function(directory) return session:save(directory) end))
 checkpoint.prune(opt.out, opt.keep, session.step, session.replaces)
 if opt.full then training.clear_adapter(opt.out) end

@@ -213,12 +213,14 @@ function data.loss(model, set, order)
   for update in data.batches(set, plain) do
     local how = { total = total }
     for k, v in pairs(order.sweep or {}) do how[k] = v end
-    total = sweep.loss(model, update, how)
+    local ok, sum = pcall(sweep.loss, model, update, how)
     for _, b in ipairs(update) do
       supervised = supervised + b.supervised
       batch.free(b)
     end
     if signals.pending() then return nil end
+    if not ok then error(sum, 0) end
+    total = sum
   end
   return total / math.max(supervised, 1), supervised
 end

@@ -102,7 +102,7 @@ end
 
 -- What is trained: opt.layers (a set, or nil) and opt.rank, of the options or of the adapter that is gone on from.
 local function choose_layers(self, opt)
-  local model, chosen, wrong = self.model, nil, nil
+  local model, chosen, wrong = self.model
   opt.rank = opt.rank or Session.defaults.rank
   if opt.attached then
     opt.rank, chosen = opt.attached.rank, {}
@@ -120,9 +120,7 @@ local function choose_layers(self, opt)
 end
 
 -- All updates of a run. Returns {steps, loss_first, loss_last, losses}.
-local function run(self, opt, set, order)
-  local session = assert(Session.new(self.model, opt))
-  self.adapter, self.trained = session.adapter, true
+local function run(opt, session, set, order)
   session:watch()
   local losses = {}
   while session.step < opt.total_steps do
@@ -138,10 +136,8 @@ local function run(self, opt, set, order)
     end
     order.epoch = order.epoch + 1
   end
-  local steps = session.step
   assert(session:verify())
-  session:close(true)
-  return { steps = steps, loss_first = losses[1], loss_last = losses[#losses], losses = losses }
+  return { steps = session.step, loss_first = losses[1], loss_last = losses[#losses], losses = losses }
 end
 
 -- rows: a file name, or a table of examples ({input, output}, {prompt, completion}, {text}, {messages}); options: training's.
@@ -177,13 +173,17 @@ function Engine:train(rows, options)
     temporary = not found.scratch and assert(system.make_temp_dir()) or nil
     opt.scratch = found.scratch or temporary
   end
+  opt.carries = training.carries(opt, plans)
+  local session = assert(Session.new(self.model, opt))
+  self.adapter, self.trained = session.adapter, true
   local ok, result = pcall(function()
-    opt.carries, opt.prefix = training.carries(opt, plans), training.prefix(self.model, opt, plans)
-    return run(self, opt, set, order)
+    training.begin(self.model, opt, plans, session)
+    return run(opt, session, set, order)
   end)
-  if opt.prefix then opt.prefix:close(true) end
+  training.leave(session, true)
   if temporary then system.remove_tree(temporary) end
   if not ok then error(tostring(result), 2) end
+  session:close(true)
   result.plan = plans
   return result
 end

@@ -106,9 +106,9 @@ function generator.run(model, prompts, stop, options, emit)
       end
       if open == 0 or position == limit then break end
       if signals.pending() then report.interrupted = true break end
-      local logits = step(model, cache, ids)
-      for s = 1, #state do state[s].logits = logits:narrow(1, s, 1) end
-      logits:free()
+      local rows = step(model, cache, ids)
+      for s = 1, #state do state[s].logits = rows:narrow(1, s, 1) end
+      rows:free()
       report.decoded = report.decoded + open
     end
     report.decode_seconds, report.decode_bytes = now() - began, model:streamed() - streamed

@@ -125,8 +125,8 @@ local function facts_of(model, opt)
   return f
 end
 
--- Blocks of the largest unit that is tried: as many as are wanted and are there.
-local function most_chunk(model, opt) return math.max(1, math.min(opt.chunk or 1, model.sizes.layers)) end
+-- Blocks of the largest unit that is tried. A chunk of all blocks is how a settings file says that nothing was streamed.
+local function most_chunk(model, opt) return opt.chunk and opt.chunk < model.sizes.layers and opt.chunk or 1 end
 
 -- One candidate: its bytes and seconds. how: {micro, kept (blocks whose tapes are kept), together, ram (of carries), slots (nil: all
 -- weights rest in memory)}.
@@ -207,8 +207,8 @@ local function variants(model, opt, f, streamed, try)
 end
 
 -- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, targets, budget; chunk (the
--- most blocks of a unit; fewer where so many do not fit), slots, prefetch (false), scratch (false: nothing is spilled), reuse_prefix (later epochs find the frozen prefix's output known), row_tokens
--- (mean tokens of a row; seq_len), rates (onn.limit's).
+-- most blocks of a unit; fewer where so many do not fit), slots, prefetch (false), scratch (false: nothing is spilled),
+-- reuse_prefix (later epochs find the frozen prefix's output known), row_tokens (mean tokens of a row; seq_len), rates (onn.limit's).
 -- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots, chunk (nil: weights rest in memory);
 -- bytes_per_step, flops_per_token, seconds_per_step and the same with suffix_ in front for later epochs; ring, sweep (what Model:load
 -- and Session take), fits, minimum (the least peak of all ways), trained_layers, lowest, parameters}.
@@ -232,7 +232,7 @@ function plan.training(model, opt)
   best.ring = best.slots and { slots = best.slots, chunk = best.chunk, prefetch = opt.prefetch, direct = true } or nil
   local keep_from = #model.stages - best.kept
   best.sweep = { keep_from = keep_from, head_together = best.together }
-  best.carries = { quota = best.carries_ram or math.huge, expected = best.spill_written }
+  best.carries = { quota = best.carries_ram, expected = best.spill_written }
   best.adapter_parameters, best.trained_layers, best.lowest = f.adapter, f.count, f.lowest
   best.parameters, best.full = opt.full and model:parameters() or f.adapter, opt.full
   best.fits, best.minimum, best.tokens_per_step = best.peak <= f.budget, least, opt.batch * (opt.row_tokens or opt.seq_len)
@@ -244,8 +244,8 @@ function plan.training(model, opt)
 end
 
 -- What running without gradients needs. opt: tokens (that go through together: of a prompt's part or a micro-batch), sequences (1),
--- cache (tokens of each that keys and values are kept for, or nil), carried (tokens under way between stages; tokens), seq_len, labels (losses instead of logits), rows (of logits at
--- once), budget, chunk, slots, prefetch, rates, adapter (its bytes).
+-- cache (tokens of each that keys and values are kept for, or nil), carried (tokens under way between stages; tokens), seq_len, labels
+-- (losses instead of logits), rows (of logits at once), budget, chunk, slots, prefetch, rates, adapter (its bytes).
 -- Returns {weights, cache, working, peak, slots, ring, bytes_per_sweep, seconds_per_sweep (of reading), fits, minimum, dtype}.
 function plan.inference(model, opt)
   local c, budget, rates = model.sizes, opt.budget or math.huge, opt.rates or unknown_rates
@@ -262,7 +262,7 @@ function plan.inference(model, opt)
   p.minimum = p.peak
   if opt.slots or p.peak > budget then
     local vectors, few = memory.vectors(model), opt.slots or (opt.prefetch == false and 1 or 2)
-    local chunk, layout, least = 2 * most_chunk(model, opt), nil, nil
+    local chunk, layout, least = 2 * most_chunk(model, opt)
     repeat
       chunk = math.floor(chunk / 2)
       layout = require("onn.ring").layout(model, chunk)
@@ -281,7 +281,8 @@ function plan.inference(model, opt)
 end
 
 -- What generating from prompts (lists of ids; none: one that is still to come) needs. opt: max_tokens, budget, adapter (directory),
--- adapter_bytes (of one that is on the model), chunk, slots, prefetch. Returns plan.inference's fields, tokens (of the longest sequence) and together (tokens of prompts at once).
+-- adapter_bytes (of one that is on the model), chunk, slots, prefetch. Returns plan.inference's fields, tokens (of the longest sequence)
+-- and together (tokens of prompts at once).
 function plan.generation(model, prompts, opt, rates)
   local longest, total = opt.max_tokens, 0
   for _, ids in ipairs(prompts) do longest, total = math.max(longest, #ids + opt.max_tokens), total + #ids end

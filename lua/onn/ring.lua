@@ -126,8 +126,9 @@ end
 local function traced(self)
   if not trace.on then return end
   for _, e in ipairs(self.stream:events()) do
-    local piece = self.layout.units[e.unit][1]
-    trace.span(piece.name:match "^(.-%d+)%." or piece.name, "read", e.began, { bytes = e.bytes }, e.ended, 2)
+    local unit, began, ended, bytes = unpack(e)
+    local piece = self.layout.units[unit][1]
+    trace.span(piece.name:match "^(.-%d+)%." or piece.name, "read", began, { bytes = bytes }, ended, 2)
   end
 end
 

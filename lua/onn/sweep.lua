@@ -96,7 +96,8 @@ end
 function Run:step(i, item)
   local model, began = self.model, trace.now()
   local hidden = i > 1 and self:get("h", i, item) or nil
-  local carry, out = carry_of(item, hidden), nil
+  local carry = carry_of(item, hidden)
+  local out
   local above = self.back and i >= self.lowest
   local kept = above and i >= self.keep_from
   if kept then

@@ -10,12 +10,13 @@ local events, origin, path, guard
 
 function trace.now() return trace.on and system.now() or nil end
 
--- A span from `began` (what now() gave) to now. details: a table of plain values shown beside it, or nil.
-function trace.span(name, category, began, details)
+-- A span from `began` (what now() gave) to `ended` (default: now). details: a table of plain values shown beside it, or nil; thread: of
+-- the row it is shown in (1: the arithmetic; 2: the reader).
+function trace.span(name, category, began, details, ended, thread)
   if not began then return end
-  local now = system.now()
+  local now = ended or system.now()
   events[#events + 1] = { name = name, cat = category, ph = "X", ts = math.floor((began - origin) * 1e6 + 0.5),
-    dur = math.floor((now - began) * 1e6 + 0.5), pid = 1, tid = 1, args = details }
+    dur = math.floor((now - began) * 1e6 + 0.5), pid = 1, tid = thread or 1, args = details }
 end
 
 -- Writes the file. Returns true, or nil, message, code.
@@ -32,7 +33,10 @@ function trace.start(file)
   local ok, message, code = system.write_file(file, '{"traceEvents":[]}\n')
   if not ok then return nil, message, code end
   events, origin, path, trace.on = {}, system.now(), file, true
-  events[1] = { name = "process_name", ph = "M", pid = 1, tid = 1, args = { name = "onn" } }
+  local function name(what, thread, text) events[#events + 1] = { name = what, ph = "M", pid = 1, tid = thread, args = { name = text } } end
+  name("process_name", 1, "onn")
+  name("thread_name", 1, "arithmetic")
+  name("thread_name", 2, "reader")
   if not guard then -- runs when the Lua state closes, however the program ends
     guard = newproxy(true)
     getmetatable(guard).__gc = function()

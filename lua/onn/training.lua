@@ -1,4 +1,5 @@
 -- What training's options mean together: what is wrong among them, the plan, where scratch data lies; for the recipe and for scripts.
+local checkpoint = require "onn.checkpoint"
 local cli = require "onn.cli"
 local data = require "onn.data"
 local plan = require "onn.plan"
@@ -67,23 +68,34 @@ function training.too_large(plans, budget)
 end
 
 -- Will the run write to a scratch directory?
-function training.needs_scratch(plans) return plans.carries.quota < math.huge or plans.suffix_flops_per_token ~= nil end
+function training.needs_scratch(plans) return plans.carries.quota ~= nil or plans.suffix_flops_per_token ~= nil end
 
--- onn.carries' options of a run; makes the directory where something will be spilled.
+-- onn.carries' options of a run.
 function training.carries(opt, plans)
-  local spills = plans.carries.quota < math.huge and opt.scratch ~= false
-  if spills then cli.check(system.mkdir_p(scratch(opt))) end
-  return { quota = plans.carries.quota, expected = plans.carries.expected, scratch = spills and scratch(opt) or nil }
+  local spills = plans.carries.quota
+  return { quota = spills or math.huge, expected = plans.carries.expected, scratch = spills and scratch(opt) or nil }
 end
 
--- The frozen-prefix cache of a run, or nil where it has no use: nothing is frozen below, or no sample comes twice.
-function training.prefix(model, opt, plans)
-  if not plans.suffix_flops_per_token then return nil end
+-- Makes the directories of a run that is about to begin: results' and, where it has a use, scratch data's. Gives the session its
+-- frozen-prefix cache, unless nothing is frozen below what is trained or no sample comes twice.
+function training.begin(model, opt, plans, session)
+  if opt.out then cli.check(checkpoint.prepare(opt.out)) end
+  if not training.needs_scratch(plans) then return end
+  session.scratch = { path = scratch(opt), made = not opt.scratch or not system.exists(opt.scratch) }
+  cli.check(system.mkdir_p(session.scratch.path))
+  if not plans.suffix_flops_per_token then return end
   local lowest = plans.lowest + 2
   local prefix = require "onn.prefix"
-  cli.check(system.mkdir_p(scratch(opt)))
-  return prefix.open { key = prefix.key(model, lowest), quota = plans.prefix_ram, directory = scratch(opt), angles = model.angles,
+  session.prefix = prefix.open { key = prefix.key(model, lowest), quota = plans.prefix_ram, directory = scratch(opt), angles = model.angles,
     disk = (system.free_disk(scratch(opt)) or 0) * 0.9, note = function(text) cli.note("prefix    %s", text) end }
+end
+
+-- The end of a run's scratch data. Without `done` the prefix cache's files stay, for the run that goes on from here.
+function training.leave(session, done)
+  if session.prefix then session.prefix:close(done) end
+  session.carries:clear()
+  session.prefix = nil
+  if session.scratch and session.scratch.made then os.remove(session.scratch.path) end -- unless something lies in it
 end
 
 -- Takes an older run's adapter out of a directory that now holds a whole model: readers would put it on.

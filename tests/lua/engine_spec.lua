@@ -103,11 +103,11 @@ describe("onn.engine", function()
     end
 
     it("streams it: the same losses and the same text, within the memory, and nothing stays in the scratch directory", function()
-      local all, small = lives "1GB", nil
+      local all = lives "1GB"
       collectgarbage() collectgarbage()
       tensors.reset_peak()
       local before = tensors.memory().used
-      small = lives(before + 13.5e6, { scratch = folder .. "/scratch" })
+      local small = lives(before + 13.5e6, { scratch = folder .. "/scratch" })
       assert.same({ false, false }, { all.before, all.streamed })
       assert.same({ true, true }, { small.before, small.streamed })
       assert.same(all.losses, small.losses)

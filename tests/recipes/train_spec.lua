@@ -179,12 +179,52 @@ describe("onn train", function()
     for layer = 0, 2 do assert.equal(2, spans["forward model.layers." .. layer]) end
     assert.is_nil(spans["backward model.layers.0"]) -- below the lowest trained stage
     assert.equal(2, spans["backward model.layers.1"])
-    assert.equal(2, spans["backward lm_head"])
+    assert.equal(2, spans["forward lm_head"])
+    assert.is_nil(spans["backward lm_head"]) -- its gradient is made on its one way
   end)
 
-  it("says of streaming's options that they have no effect yet", function()
-    local _, _, err = train("--steps", "1", "--chunk", "2", "--slots", "2", "--no-prefetch", "--no-prefix-cache", "--scratch", folder)
-    assert.matches("%-%-chunk, %-%-slots, %-%-no%-prefetch, %-%-no%-prefix%-cache, %-%-scratch have no effect yet", err)
+  it("streams weights through as many slots as are asked for, to the same bits", function()
+    local function trained(...)
+      local log, out = train("--epochs", "2", "--batch", "8", "--layers", "last:1", "--lr", "0.01", ...)
+      return losses(log), system.hash_file(out .. "/adapter_model.safetensors"), log, out
+    end
+    local want, adapter = trained()
+    local scratch = folder .. "/scratch"
+    for _, options in ipairs { { "--slots", "2" }, { "--slots", "1", "--chunk", "2" }, { "--slots", "3", "--no-prefetch" },
+      { "--slots", "2", "--no-prefix-cache" }, { "--slots", "2", "--scratch", scratch }, { "--chunk", "2" } } do
+      local got, hash, log, out = trained(unpack(options))
+      local what = table.concat(options, " ")
+      assert.same(want, got, what)
+      assert.equal(adapter, hash, what)
+      assert.equal(options[1] == "--slots", log[1].bytes_streamed > 0, what) -- a chunk alone streams nothing
+      if options[1] == "--slots" then
+        local first, second = 0, 0 -- epoch, of three updates
+        for i = 1, 3 do first, second = first + log[i].bytes_streamed, second + log[3 + i].bytes_streamed end
+        assert.equal(options[3] == "--no-prefix-cache", second > 0.7 * first, what)
+      end
+      assert.same({ "adapter_config.json", "adapter_model.safetensors" }, system.list(out))
+    end
+    assert.is_false(system.exists(scratch))
+  end)
+
+  it("shows reads beside the arithmetic in a trace", function()
+    local file, spans, overlaps = folder .. "/streamed.json", {}, 0
+    train("--steps", "3", "--slots", "2", "--profile", file)
+    for _, e in ipairs(assert(json.decode(support.read(file))).traceEvents) do
+      if e.ph == "X" then
+        assert.is_true(e.dur >= 0 and e.ts >= 0)
+        assert.equal(e.cat == "read" and 2 or 1, e.tid)
+        spans[e.cat] = spans[e.cat] or {}
+        table.insert(spans[e.cat], e)
+      end
+    end
+    local bytes = 0
+    for _, read in ipairs(spans.read) do
+      bytes = bytes + read.args.bytes
+      for _, e in ipairs(spans.forward) do if read.ts < e.ts + e.dur and e.ts < read.ts + read.dur then overlaps = overlaps + 1 end end
+    end
+    assert.is_true(#spans.read >= 3 and bytes > 0 and overlaps > 0)
+    assert.is_true(#spans.backward > 0 and #spans.wait > 0)
   end)
 
   it("writes a whole model with --full, and trains only the layers that are named", function()
