@@ -93,8 +93,8 @@ signals.handle(true)
 -- Returns the signal that ended it, or nil.
 local function train()
   while session.step < total do
-    for update, cursor in data.batches(set, order) do
-      local began = system.now()
+    local began = system.now()
+    for update, cursor in session:ahead(data.batches(set, order), plans.ahead_tokens) do
       local result = session:update(update, order.epoch)
       for _, b in ipairs(update) do batch.free(b) end
       order.cursor = cursor
@@ -107,6 +107,7 @@ local function train()
       if signals.pending() then return signals.pending() end
       if opt.save_every and session.step % opt.save_every == 0 and session.step < total then save() end
       if session.step >= total then return end
+      began = system.now()
     end
     order.epoch, order.cursor = order.epoch + 1, 0
   end

@@ -4,13 +4,15 @@ local profile = require "onn.profile"
 
 local limit = {}
 
--- The rates that a model runs at here: flops (FLOP/s, the highest measured of products in its arithmetic), flops_at(rows) (of products
--- of so many tokens), disk(), write() (bytes/s at which its own files are read past the page cache, and at which its disk is written
+-- The rates that a model runs at here: flops (FLOP/s, the highest measured of products in its arithmetic); product (FLOP/s) and pass
+-- (bytes/s of weights), see onn.probes; copy (bytes/s within memory); disk(), write() (bytes/s at which its own files are read past the page cache, and at which its disk is written
 -- to; measured when first asked for).
 function limit.rates(model)
-  local p = profile.get { quiet = true }
+  local p = profile.get { quiet = true, sections = { "products", "passes", "memory" } }
   local rates, disk = { flops = profile.peak_flops(p, model.dtype) }, nil
-  function rates.flops_at(rows) return profile.flops_at(p, model.dtype, rows) end
+  for _, one in ipairs(p.passes) do if one.dtype == model.dtype then rates.product, rates.pass = one.flops, one.bytes end end
+  rates.product, rates.pass = rates.product or rates.flops, rates.pass or rates.flops -- arithmetic that is not fast here
+  rates.copy = profile.memory_rate(p, "copy", 2 ^ 26)
   local function measured()
     disk = disk or profile.disk(model)
     return disk

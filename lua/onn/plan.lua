@@ -10,7 +10,7 @@ local memory = require "onn.plan.memory"
 local plan = {}
 
 -- Rates where nobody has measured any: they only order the candidates.
-local unknown_rates = { flops_at = function() return 5e11 end, disk = function() return 1e9 end, write = function() return 5e8 end }
+local unknown_rates = { product = 5e11, pass = 1e10, copy = 1e10, disk = function() return 1e9 end, write = function() return 5e8 end }
 
 local function layer_set(model, layers)
   local set, count, lowest = {}, 0, math.huge
@@ -121,12 +121,24 @@ local function facts_of(model, opt)
     first = opt.full and 0 or math.min(lowest, c.layers), state = memory.state(model, opt, modules), rates = opt.rates or unknown_rates }
   f.above, f.stage = c.layers - f.first, opt.full and 1 or f.first + 2 -- stage: position of the lowest trained one
   f.resident = math.max(memory.weights(model), 0)
-  f.loading = memory.loading(model)
+  f.loading, f.block_bytes = memory.loading(model), block_size(model) * (model.dtype == "bf16" and 2 or 4)
   return f
 end
 
 -- Blocks of the largest unit that is tried. A chunk of all blocks is how a settings file says that nothing was streamed.
 local function most_chunk(model, opt) return opt.chunk and opt.chunk < model.sizes.layers and opt.chunk or 1 end
+
+-- Each byte that a tape keeps is made once and read by about so many operations that do little but move it (measured).
+local MOVES = 5
+
+-- Seconds of an update's arithmetic: operations, weights that pass through the caches once for each micro-batch, and what is moved.
+local function arithmetic(model, opt, f, m, how, flops, from)
+  local micros, tokens = math.ceil(opt.batch / how.micro), opt.batch * (opt.row_tokens or opt.seq_len)
+  local passes = 2 * model.sizes.layers - from - f.first + (f.above - how.kept)
+  local moved = 0
+  for _, tape in pairs(m.tapes) do moved = moved + tape * tokens / (how.micro * opt.seq_len) end
+  return tokens * flops / f.rates.product + micros * passes * f.block_bytes / f.rates.pass + MOVES * moved / f.rates.copy
+end
 
 -- One candidate: its bytes and seconds. how: {micro, kept (blocks whose tapes are kept), together, ram (of carries), slots (nil: all
 -- weights rest in memory)}.
@@ -139,16 +151,16 @@ local function candidate(model, opt, f, m, how)
   local work = math.max(rebuilt > 0 and m.rebuilt or m.kept, m.head(how.together, true))
   local carries = math.min(how.ram, how.carries) + pinned
   local p = { weights = weights, state = f.state, tape = tape + carries, working = work + micros * m.batch + m.common,
-    chunk = how.slots and f.chunk, micro_batch = how.micro, micros = micros, recompute = rebuilt > 0, kept = how.kept, rebuilt = rebuilt, slots = how.slots,
-    carries_ram = how.ram < how.carries and how.ram or nil, together = how.together }
+    chunk = how.slots and f.chunk, micro_batch = how.micro, micros = micros, recompute = rebuilt > 0, kept = how.kept,
+    rebuilt = rebuilt, slots = how.slots, carries_ram = how.ram < how.carries and how.ram or nil, together = how.together }
   p.peak = weights + math.max(f.state + p.tape + p.working, how.slots and 0 or f.loading)
-  local tokens, heads = opt.batch * (opt.row_tokens or opt.seq_len), math.ceil(micros / how.together)
+  local heads = math.ceil(micros / how.together)
   p.spill_written, p.spill_read = spilled(how.carries, how.ram, micros * m.carry)
   local function cost(from)
     local flops = operations(model, opt, f, rebuilt, from)
     local stages = how.slots and visits(model, f.stage, from > 0 and from + 2 or 1, heads, true)
     local bytes = stages and f.reads(stages, how.slots, from .. "/" .. heads) or 0
-    local compute, io, fill = tokens * flops / f.rates.flops_at(how.micro * opt.seq_len), 0, 0
+    local compute, io, fill = arithmetic(model, opt, f, m, how, flops, from), 0, 0
     if bytes + p.spill_read > 0 then io = (bytes + p.spill_read) / f.rates.disk() end
     if p.spill_written > 0 then io = io + p.spill_written / f.rates.write() end
     if bytes > 0 then fill = f.layout.slot / f.rates.disk() end
@@ -156,8 +168,17 @@ local function candidate(model, opt, f, m, how)
     return flops, bytes, seconds
   end
   p.flops_per_token, p.bytes_per_step, p.seconds_per_step = cost(0)
-  if opt.reuse_prefix and f.first > 0 then
+  if opt.reuse_prefix and f.first > 0 then -- what an update of the first epoch reads of the frozen stages serves several
     p.suffix_flops_per_token, p.suffix_bytes_per_step, p.suffix_seconds_per_step = cost(f.first)
+    local step = opt.batch * (opt.row_tokens or opt.seq_len)
+    p.ahead_tokens = math.max(step, math.floor((p.tape + p.working - m.rebuilt) / (2 * m.carry / (how.micro * opt.seq_len) + 64)))
+    p.prefix_ram = math.max(0, f.budget - p.peak) * 0.9
+    if how.slots then
+      local frozen = f.frozen_bytes / math.max(1, math.floor(p.ahead_tokens / step))
+      p.bytes_per_step = p.suffix_bytes_per_step + frozen
+      p.seconds_per_step = p.suffix_seconds_per_step + math.max(frozen / f.rates.disk(),
+        step * (p.flops_per_token - p.suffix_flops_per_token) / f.rates.product)
+    end
   end
   return p
 end
@@ -197,6 +218,11 @@ local function variants(model, opt, f, streamed, try)
               p = candidate(model, opt, f, m, how)
             end
             try(p)
+            local needed = f.suffix_units -- once the prefix is known, more slots than the rest takes are of no use
+            if p.suffix_seconds_per_step and how.slots > needed and not opt.slots then
+              how.slots = needed
+              try(candidate(model, opt, f, m, how))
+            end
           else
             try(candidate(model, opt, f, m, how))
           end
@@ -204,6 +230,19 @@ local function variants(model, opt, f, streamed, try)
       end
     end
   end
+end
+
+-- The units of f.chunk blocks, and what of them is below the lowest trained stage.
+local function lay_out(model, f)
+  local Ring = require "onn.ring"
+  f.layout = Ring.layout(model, f.chunk)
+  f.reads = reader(f.layout)
+  local suffix, count = {}, 0
+  for _, unit in ipairs(Ring.uses(f.layout, visits(model, f.stage, f.stage, 1, false))) do
+    if not suffix[unit] then suffix[unit], count = true, count + 1 end
+  end
+  f.suffix_units, f.frozen_bytes = math.max(2, count), 0
+  for unit, bytes in ipairs(f.layout.bytes) do if not suffix[unit] then f.frozen_bytes = f.frozen_bytes + bytes end end
 end
 
 -- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, targets, budget; chunk (the
@@ -224,8 +263,7 @@ function plan.training(model, opt)
     f.vectors, f.chunk = memory.vectors(model), 2 * most_chunk(model, opt)
     repeat
       f.chunk = math.floor(f.chunk / 2)
-      f.layout = require("onn.ring").layout(model, f.chunk)
-      f.reads = reader(f.layout)
+      lay_out(model, f)
       variants(model, opt, f, true, try)
     until f.chunk == 1 or best.slots and best.peak <= f.budget
   end

@@ -46,6 +46,34 @@ function probes.products()
   return list
 end
 
+-- What weights that come from memory cost: {dtype, flops, bytes} for every dtype with fast arithmetic. A product of T rows with such a
+-- weight, forward or backward, takes about (its operations) / flops + (the weight's bytes) / bytes seconds; fitted to two sizes of T.
+function probes.passes()
+  local list, _, native = {}, tensors.backend()
+  for _, dtype in ipairs(native and { "f32", "bf16" } or { "f32" }) do
+    local out, into, count = 4096, 2048, 16 -- 268 MB in bf16: more than caches hold
+    list[#list + 1] = scope(function()
+      local weights, time = {}, {}
+      for i = 1, count do weights[i] = tensors.new(dtype, { out, into }):fill(0.25) end
+      local few, many = 64, 512
+      for _, rows in ipairs { few, many } do
+        local x, dy = tensors.new(dtype, { rows, into }):fill(0.5), tensors.new(dtype, { rows, out }):fill(0.5)
+        time[rows] = fastest(function()
+          for _, w in ipairs(weights) do
+            core.linear(x, w):free()
+            core.linear_backward(dy, w):free()
+          end
+        end, 0.1)
+      end
+      local passes, each = 2 * count, 2 * out * into
+      local per_row = (time[many] - time[few]) / (many - few) / passes
+      local pass = math.max(time[few] / passes - per_row * few, 1e-9)
+      return { dtype = dtype, flops = each / per_row, bytes = weights[1]:bytes() / pass }
+    end)
+  end
+  return list
+end
+
 -- Products with fewer threads: {dtype, threads, flops} at 256 rows.
 function probes.threads()
   local list, all, _, native = {}, tensors.threads(), tensors.backend()

@@ -63,7 +63,8 @@ end
 -- The operations and bytes of an update: what its frozen prefix's cache gave was not computed again.
 local function work_of(plans, r)
   local known = r.prefix_tokens or 0
-  return { flops = (r.tokens - known) * plans.flops_per_token + known * (plans.suffix_flops_per_token or 0),
+  local suffix = plans.suffix_flops_per_token or 0
+  return { flops = (r.tokens - known) * plans.flops_per_token + known * suffix + r.filled_tokens * (plans.flops_per_token - suffix),
     bytes_read = r.bytes_streamed + r.bytes_fetched, bytes_written = r.bytes_spilled }
 end
 

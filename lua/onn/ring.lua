@@ -31,7 +31,8 @@ local function tile_rows(model, name, room)
   return core.head_cut * math.max(1, math.floor(room / cut))
 end
 
--- What passes through the slots: {units (for onn.core.stream), of = {[stage's position] = unit}, tiles = {[position] = {{unit, first}}}}.
+-- What passes through the slots: {units (for onn.core.stream), of = {[stage's position] = unit}, tiles = {[position] = {{unit, first}}},
+-- bytes (of each unit), slot (bytes of one), rounded (bytes of a row tile in the arithmetic's dtype, where it is stored in another)}.
 function Ring.layout(model, chunk)
   local layout, largest = { units = {}, of = {}, tiles = {}, bytes = {} }, 0
   local unit, members = nil, 0
@@ -56,6 +57,9 @@ function Ring.layout(model, chunk)
         tiles[#tiles + 1] = { unit = #layout.units, first = first }
       end
       layout.tiles[i] = tiles
+      if model.dtype == "bf16" and model.store:info(name).dtype ~= "BF16" then -- the head's loss takes its weight in the arithmetic's dtype
+        layout.rounded = math.min(rows, total) * model.store:info(name).shape[2] * 2
+      end
     end
   end
   layout.slot = streams.bytes(model.store, layout.units)
@@ -154,7 +158,9 @@ end
 function Ring:tiles(i, f)
   for _, tile in ipairs(self.layout.tiles[i]) do
     acquire(self, tile.unit)
-    local ok, message = pcall(scope, f, tile.weight, tile.first)
+    local ok, message = pcall(scope, function()
+      f(self.layout.rounded and tile.weight:to(self.model.dtype) or tile.weight, tile.first)
+    end)
     self.stream:release(tile.unit)
     traced(self)
     if not ok then error(message, 0) end

@@ -72,10 +72,10 @@ end
 
 -- --- candidates ---------------------------------------------------------------------------------------------------------
 
--- Rates for the plan of a candidate: arithmetic with its threads, this machine's disk.
+-- Rates for the plan of a candidate: the machine's, with the share of its arithmetic that so many threads reach.
 local function rates_of(s, threads)
-  return { flops_at = function(rows) return product_rate(s.profile, s.model.dtype, rows, threads) end, disk = s.rates.disk,
-    write = s.rates.write }
+  local share = product_rate(s.profile, s.model.dtype, 256, threads) / product_rate(s.profile, s.model.dtype, 256, system.cpu_count())
+  return { product = s.rates.product * share, pass = s.rates.pass, copy = s.rates.copy, disk = s.rates.disk, write = s.rates.write }
 end
 
 local function planned(s, c)
@@ -173,7 +173,8 @@ local function remaining(s) return s.deadline - system.now() end
 -- Rates by which a trial's process makes the candidate's plan: the ones it was made by here.
 function search.trial_rates(s, c)
   if not uses_disk(c.plan) then return nil end
-  return { flops = product_rate(s.profile, s.model.dtype, c.micro_batch * s.seq_len, c.threads), disk = s.rates.disk(), write = s.rates.write() }
+  local r = rates_of(s, c.threads)
+  return { product = r.product, pass = r.pass, copy = r.copy, disk = r.disk(), write = r.write() }
 end
 
 -- One visit: an update that is not counted and up to `steps` that are, in about `limit` seconds, less where the budget ends. Returns

@@ -223,6 +223,32 @@ function sweep.gradient(model, micros, opt)
   return total, known
 end
 
+-- Fills the prefix cache for micro-batches whose frozen prefix is not known: one walk through the frozen stages for all of them.
+-- opt: {prefix, carries}. Returns the tokens that were computed.
+function sweep.fill(model, micros, opt)
+  local unknown, tokens = {}, 0
+  for _, batch in ipairs(micros) do
+    local known = opt.prefix:get(batch)
+    if known then known:free() else unknown[#unknown + 1], tokens = batch, tokens + batch.tokens end
+  end
+  if #unknown == 0 then return 0 end
+  local run = new_run(model, unknown, { carries = opt.carries })
+  run.prefix, run.last = opt.prefix, run.lowest
+  return finish(run, pcall(function()
+    if model.ring then
+      local visits = {}
+      for i = 1, run.lowest - 1 do visits[i] = i end
+      model.ring:schedule(visits)
+    end
+    run:forward()
+    for _, item in ipairs(run.items) do
+      run:get("h", run.lowest, item)
+      run:release("h", run.lowest, item)
+    end
+    return tokens
+  end))
+end
+
 -- The sum of nll in token order, and nothing else: held-out loss. opt: {total, carries, prefix, head_together}.
 function sweep.loss(model, micros, opt)
   local run = new_run(model, micros, { scale = 1, carries = opt.carries, prefix = opt.prefix, head_together = opt.head_together })

@@ -38,20 +38,14 @@ function training.check(opt)
   if opt.count and opt.ratio then return "--count and --ratio say the same thing twice: give one" end
 end
 
--- The plan of training `set` (of onn.data) with a recipe's options (budget among them): for its rows as long as they are. rates:
--- onn.limit's. Beside plan.training's fields: prefix_ram, bytes of memory for the frozen-prefix cache, part of the peak.
+-- The plan of training `set` (of onn.data) with a recipe's options: for its rows as long as they are. rates: onn.limit's.
 function training.plan(model, opt, set, rates)
   local rows = data.rows(set, { pack = opt.pack, seq_len = opt.seq_len }):info()
   local wanted = { rates = rates, seq_len = math.min(opt.seq_len, rows.longest), row_tokens = rows.tokens / rows.rows,
     batch = math.min(opt.batch, rows.rows) }
   local updates = math.ceil(rows.rows / opt.batch)
   wanted.reuse_prefix = opt.prefix_cache ~= false and not opt.full and (opt.steps or updates * opt.epochs) > updates
-  local plans = plan.training(model, setmetatable(wanted, { __index = opt }))
-  if plans.suffix_flops_per_token then -- what no other use takes; the rest of the cache lies in files
-    plans.prefix_ram = math.max(0, math.min(opt.budget - plans.peak, rows.tokens * model.sizes.width * 4))
-    plans.peak = plans.peak + plans.prefix_ram
-  end
-  return plans
+  return plan.training(model, setmetatable(wanted, { __index = opt }))
 end
 
 -- Where spilled carries and the prefix cache lie: --scratch, else in --out.

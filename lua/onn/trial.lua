@@ -27,9 +27,9 @@ local function updates_of(model, spec)
   end
 end
 
--- Rates as the plan takes them, from the parent's {flops, disk, write}: measuring them again would take the trial's time.
+-- Rates as the plan takes them, from the parent's {product, pass, copy, disk, write}: measuring them again would take the trial's time.
 local function fixed_rates(r)
-  return { flops_at = function() return r.flops end, disk = function() return r.disk end, write = function() return r.write end }
+  return { product = r.product, pass = r.pass, copy = r.copy, disk = function() return r.disk end, write = function() return r.write end }
 end
 
 local function run(spec)

@@ -55,7 +55,7 @@ describe("onn.trial", function()
     local whole = run { model = wide, recompute = "auto", micro_batch = 4 }
     assert.equal("ok", whole.outcome, whole.message)
     assert.equal(0, whole.bytes_read)
-    for _, changes in ipairs { {}, { chunk = 2 }, { slots = 2, recompute = "on" }, { rates = { flops = 1e11, disk = 1e9, write = 1e9 } } } do
+    for _, changes in ipairs { {}, { chunk = 2 }, { slots = 2, recompute = "on" }, { rates = { product = 1e11, pass = 1e10, copy = 1e10, disk = 1e9, write = 1e9 } } } do
       changes.model, changes.memory, changes.micro_batch, changes.recompute = wide, 15e6, 4, changes.recompute or "auto"
       local r = run(changes)
       assert.equal("ok", r.outcome, r.message)
