@@ -1,5 +1,5 @@
 -- The options of training, shared by the recipes that train.
-local streaming = require "onn.streaming_options"
+local streaming = require("onn.streaming_options").list
 
 return {
   { "out", type = "string", default = "adapter", metavar = "DIR", help = "adapter directory to write" },
