@@ -105,7 +105,7 @@ function benchmark.training(row, model, p, opt, rates)
   if not ok then return end
   local spread, plans = measure.spread(r.rates), r.plan
   row.micro_batch, row.recompute, row.trained_layers = plans.micro_batch, plans.recompute, plans.trained_layers
-  row.slots, row.chunk_used = plans.slots, plans.chunk or nil
+  row.slots, row.chunk_used, row.tile_bytes = plans.slots, plans.chunk or nil, plans.tile or nil
   row.bytes_streamed, row.bytes_spilled = r.bytes_read, r.bytes_written
   local once = plan.training(model, { batch = row.batch, seq_len = row.seq_len, rank = opt.rank, layers = opt.layers,
     micro_batch = plans.micro_batch, recompute = "off" })

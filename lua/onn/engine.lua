@@ -51,7 +51,8 @@ local function load_for_text(self, prompts, opt)
   local ring = self.model.loaded_as
   if ring then
     local now = plan.generation(self.model, prompts, setmetatable({ slots = ring.slots, chunk = ring.chunk }, { __index = wanted }))
-    if now.fits and best.bytes_per_sweep > 0.8 * now.bytes_per_sweep then return now end
+    local same = now.tile == ring.tile and now.chunk == ring.chunk
+    if same and now.fits and best.bytes_per_sweep > 0.8 * now.bytes_per_sweep then return now end
   end
   load_by(self, best)
   return best

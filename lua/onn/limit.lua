@@ -9,16 +9,18 @@ local limit = {}
 -- to; measured when first asked for).
 function limit.rates(model)
   local p = profile.get { quiet = true, sections = { "products", "passes", "memory" } }
-  local rates, disk = { flops = profile.peak_flops(p, model.dtype) }, nil
+  local rates, read, written = { flops = profile.peak_flops(p, model.dtype) }, nil, nil
   for _, one in ipairs(p.passes) do if one.dtype == model.dtype then rates.product, rates.pass = one.flops, one.bytes end end
   rates.product, rates.pass = rates.product or rates.flops, rates.pass or rates.flops -- arithmetic that is not fast here
   rates.copy = profile.memory_rate(p, "copy", 2 ^ 26)
-  local function measured()
-    disk = disk or profile.disk(model)
-    return disk
+  function rates.disk()
+    read = read or profile.disk_read(model)
+    return read
   end
-  function rates.disk() return measured().read end
-  function rates.write() return measured().write end
+  function rates.write()
+    written = written or profile.disk_write(".", rates.disk())
+    return written
+  end
   return rates
 end
 

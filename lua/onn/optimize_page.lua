@@ -8,8 +8,9 @@ local function escape(text) return (tostring(text):gsub("[&<>\"]", entities)) en
 
 local function label(t)
   local kept = not t.recompute and "kept" or (t.blocks_kept or 0) > 0 and ("%d kept"):format(t.blocks_kept) or "rebuilt"
-  local slots, chunk = t.plan and t.plan.slots or t.slots, t.plan and t.plan.chunk or t.chunk
-  local streamed = slots and (", %d slots of %d block%s"):format(slots, chunk, chunk > 1 and "s" or "") or ""
+  local way = t.plan or t -- a candidate of the search, or a row of what it found
+  local streamed = way.slots and (", %d slots of %s"):format(way.slots, way.tile and "row tiles" or way.chunk > 1
+    and ("%d blocks"):format(way.chunk) or "1 block") or ""
   return ("micro-batch %d, %s, %d thread%s%s"):format(t.micro_batch, kept, t.threads, t.threads > 1 and "s" or "", streamed)
 end
 page.label = label

@@ -84,7 +84,7 @@ end
 -- One candidate as tables show it.
 local function entry(c, result)
   return { micro_batch = c.micro_batch, recompute = c.recompute, blocks_kept = c.plan.kept, threads = c.threads,
-    chunk = c.plan.chunk or nil, slots = c.plan.slots, bytes_read = c.bytes_read, outcome = c.outcome, message = c.message,
+    chunk = c.plan.chunk or nil, tile = c.plan.tile or nil, slots = c.plan.slots, bytes_read = c.bytes_read, outcome = c.outcome, message = c.message,
     tokens_per_s = c.median, deviation = c.spread and c.spread.deviation, updates = #c.rates, peak_mb = c.peak and c.peak / 1e6,
     predicted_seconds = c.predicted, seconds = c.median and result.tokens / c.median,
     loss = c.loss, default = c.default, pareto = c.pareto, winner = c == result.winner or nil }
@@ -120,7 +120,7 @@ local function reasons(result, roof)
       list[#list + 1] = ("%d threads instead of %d"):format(winner.threads, default.threads)
     end
     if winner.plan.slots and (winner.plan.chunk ~= default.plan.chunk or winner.plan.slots ~= default.plan.slots) then
-      list[#list + 1] = ("%d slots of %d blocks: %s read for an update instead of %s"):format(winner.plan.slots, winner.plan.chunk,
+      list[#list + 1] = ("%d slots of %s: %s read for an update instead of %s"):format(winner.plan.slots, units.bytes(winner.plan.slot),
         units.bytes(winner.bytes_read), units.bytes(default.bytes_read))
     end
     if winner.plan.flops_per_token ~= default.plan.flops_per_token then
@@ -210,7 +210,7 @@ function Optimizer:find_optimal_config(options)
   for _, one in ipairs(result.front) do front[#front + 1] = entry(one, result) end
   local active = active_layers(self)
   self.found = { architecture = inspect.summary(self.analysis), hardware = profile.hardware(p), config = {
-    chunk_size = c.plan.chunk or self.model.sizes.layers, batch_size = opt.batch, use_pinned_memory = false, use_memory_mapping = false,
+    chunk_size = c.plan.chunk or c.plan.slots and 1 or self.model.sizes.layers, batch_size = opt.batch, use_pinned_memory = false, use_memory_mapping = false,
     gradient_checkpointing = c.mode == "on", compute_dtype = self.model.dtype, storage_dtype = storage_dtype(self.analysis),
     active_layers = active, layer_selection_strategy = opt.layers, layer_selection_ratio = #active / self.model.sizes.layers,
     estimated_vram_mb = c.peak / 1e6, estimated_time_per_sample_ms = 1000 * self.row_tokens / c.median,

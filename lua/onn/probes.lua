@@ -149,8 +149,7 @@ function probes.disk(directory)
   return result
 end
 
--- {read, write}: bytes/s at which a model's own tensors come through onn.core.stream, in the order of the stages, up to 2 GB of them
--- or 2 seconds; and at which onn.core.spill writes 256 MB beside them, or, where that is not allowed, in the directory for such files.
+-- Bytes/s at which a model's own tensors come through onn.core.stream, in the order of the stages: up to 2 GB of them, or 2 seconds.
 function probes.streaming(model)
   local streams, units, bytes = require "onn.core.stream", {}, 0
   for _, stage in ipairs(model.stages) do
@@ -176,9 +175,7 @@ function probes.streaming(model)
   end
   local read = stream:stats().bytes / (system.now() - began)
   stream:close()
-  local rate = nil
-  for _, directory in ipairs { model.directory, "." } do rate = rate or probes.spilling(directory) end
-  return { read = read, write = rate or read / 2 }
+  return read
 end
 
 -- Bytes/s of writing 256 MB in the background, or nil where nothing can be written.

@@ -136,9 +136,14 @@ function profile.peak_flops(p, dtype)
   return best
 end
 
--- {read, write}: bytes/s of the disk that a model's files lie on, read past the page cache as streaming reads them: measured anew, since
--- shared disks drift from minute to minute.
-function profile.disk(model) return (undisturbed(function() return probes.streaming(model) end)) end
+-- Bytes/s at which a model's files are read past the page cache, as streaming reads them: measured anew, since shared disks drift from
+-- minute to minute.
+function profile.disk_read(model) return (undisturbed(function() return probes.streaming(model) end)) end
+
+-- Bytes/s at which a directory's disk is written to, as spilling does; the reading rate's half where nothing can be written there.
+function profile.disk_write(directory, read)
+  return (undisturbed(function() return probes.spilling(directory) or read / 2 end))
+end
 
 -- Bytes/s of `kind` (read, decode, copy) for something of this size: between measured sizes, the line between them.
 function profile.memory_rate(p, kind, bytes)

@@ -18,9 +18,10 @@ function report.plan(model, plans, machine, rates)
     units.bytes(machine.budget), plans.micro_batch, not plans.recompute and "activations kept"
       or plans.kept > 0 and ("activations of %d blocks kept, of %d rebuilt"):format(plans.kept, plans.rebuilt) or "activations rebuilt")
   if plans.slots then
-    cli.note("streamed  %s of weights pass through %d slots of %s: %s are read for an update%s", units.bytes(plans.streamed), plans.slots,
-      units.bytes(plans.slot), units.bytes(plans.bytes_per_step), plans.spill_written > 0 and ("; carries beyond %s are spilled, %s"):format(
-        units.bytes(plans.carries_ram), units.bytes(plans.spill_written)) or "")
+    local spilled = plans.spill_written > 0 and ("; carries beyond %s are spilled, %s"):format(units.bytes(plans.carries_ram),
+      units.bytes(plans.spill_written)) or ""
+    cli.note("streamed  %s of weights pass through %d slots of %s%s: %s are read for an update%s", units.bytes(plans.streamed), plans.slots,
+      units.bytes(plans.slot), plans.tile and ", matrices in row tiles" or "", units.bytes(plans.bytes_per_step), spilled)
   end
   local function line(what, flops, bytes, seconds)
     cli.note("limit     %s%s for an update at %s%s; about %s", what, units.operations(flops), units.flops(rates.flops),

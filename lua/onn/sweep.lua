@@ -58,9 +58,16 @@ function Run:release(kind, i, item, time) self.carries:release(key(kind, i, item
 function Run:announce()
   if not self.model.ring then return end
   local visits = {}
-  for i = self.first, self.last - 1 do visits[#visits + 1] = i end
-  for _ = 1, math.ceil(#self.items / self.together) do visits[#visits + 1] = self.last end
-  for i = self.last - 1, self.back and self.lowest or self.last, -1 do visits[#visits + 1] = i end
+  local function add(i, times, forward, backward)
+    visits[#visits + 1] = { at = i, times = times, forward = forward, backward = backward }
+  end
+  for i = self.first, self.last - 1 do
+    local times = 0
+    for _, item in ipairs(self.items) do if i >= item.first then times = times + 1 end end
+    add(i, times, true, false)
+  end
+  for _ = 1, math.ceil(#self.items / self.together) do add(self.last, 1, true, false) end
+  for i = self.last - 1, self.back and self.lowest or self.last, -1 do add(i, #self.items, i < self.keep_from, true) end
   self.model.ring:schedule(visits)
 end
 
@@ -237,7 +244,7 @@ function sweep.fill(model, micros, opt)
   return finish(run, pcall(function()
     if model.ring then
       local visits = {}
-      for i = 1, run.lowest - 1 do visits[i] = i end
+      for i = 1, run.lowest - 1 do visits[i] = { at = i, times = #unknown, forward = true } end
       model.ring:schedule(visits)
     end
     run:forward()

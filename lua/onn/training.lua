@@ -38,13 +38,15 @@ function training.check(opt)
   if opt.count and opt.ratio then return "--count and --ratio say the same thing twice: give one" end
 end
 
--- The plan of training `set` (of onn.data) with a recipe's options: for its rows as long as they are. rates: onn.limit's.
+-- The plan of training `set` (of onn.data) with a recipe's options (budget among them): for its rows as long as they are. rates:
+-- onn.limit's.
 function training.plan(model, opt, set, rates)
   local rows = data.rows(set, { pack = opt.pack, seq_len = opt.seq_len }):info()
   local wanted = { rates = rates, seq_len = math.min(opt.seq_len, rows.longest), row_tokens = rows.tokens / rows.rows,
     batch = math.min(opt.batch, rows.rows) }
   local updates = math.ceil(rows.rows / opt.batch)
   wanted.reuse_prefix = opt.prefix_cache ~= false and not opt.full and (opt.steps or updates * opt.epochs) > updates
+  wanted.all_tokens = rows.tokens
   return plan.training(model, setmetatable(wanted, { __index = opt }))
 end
 
@@ -67,21 +69,25 @@ function training.needs_scratch(plans) return plans.carries.quota ~= nil or plan
 -- onn.carries' options of a run.
 function training.carries(opt, plans)
   local spills = plans.carries.quota
-  return { quota = spills or math.huge, expected = plans.carries.expected, scratch = spills and scratch(opt) or nil }
+  return { quota = spills or math.huge, expected = plans.carries.expected, scratch = spills and opt.scratch ~= false and scratch(opt) or nil }
+end
+
+-- The frozen-prefix cache of a run, or nil where nothing is frozen below what is trained or no sample comes twice.
+function training.prefix(model, opt, plans)
+  if not plans.suffix_flops_per_token then return nil end
+  local prefix = require "onn.prefix"
+  return prefix.open { key = prefix.key(model, plans.lowest + 2), quota = plans.prefix_ram, directory = scratch(opt), angles = model.angles,
+    disk = (system.free_disk(scratch(opt)) or 0) / 2, note = function(text) cli.note("prefix    %s", text) end }
 end
 
 -- Makes the directories of a run that is about to begin: results' and, where it has a use, scratch data's. Gives the session its
--- frozen-prefix cache, unless nothing is frozen below what is trained or no sample comes twice.
+-- frozen-prefix cache.
 function training.begin(model, opt, plans, session)
   if opt.out then cli.check(checkpoint.prepare(opt.out)) end
   if not training.needs_scratch(plans) then return end
   session.scratch = { path = scratch(opt), made = not opt.scratch or not system.exists(opt.scratch) }
   cli.check(system.mkdir_p(session.scratch.path))
-  if not plans.suffix_flops_per_token then return end
-  local lowest = plans.lowest + 2
-  local prefix = require "onn.prefix"
-  session.prefix = prefix.open { key = prefix.key(model, lowest), quota = plans.prefix_ram, directory = scratch(opt), angles = model.angles,
-    disk = (system.free_disk(scratch(opt)) or 0) * 0.9, note = function(text) cli.note("prefix    %s", text) end }
+  session.prefix = training.prefix(model, opt, plans)
 end
 
 -- The end of a run's scratch data. Without `done` the prefix cache's files stay, for the run that goes on from here.

@@ -156,7 +156,7 @@ function memory.state(model, opt, modules)
 end
 
 -- What micro-batches of `tokens` tokens take beside weights and state. opt: rank, full, dropout, seq_len; facts: {tokens, lowest
--- (number of the lowest trained block), trained (set)}. Returns {
+-- (number of the lowest trained block), trained (set), tiled (matrices come in row tiles)}. Returns {
 --   carry: a hidden state between two stages, f32;  tapes: {[block] = what its kept tape holds beside its input};
 --   kept, rebuilt: the largest moment of walking back through a block whose tape was kept, or is rebuilt;
 --   batch: ids, labels and the like;  common: what a sweep holds once;  head(n, back): the head's moment with n micro-batches at once }.
@@ -169,7 +169,9 @@ function memory.micro_batch(model, opt, facts)
   for index = facts.lowest, c.layers - 1 do
     local trained = opt.full or facts.trained[index] or false
     local tape, all, wide = block_tape(s, T, trained) - carry, block_gradients(s, T, trained)
-    local back = math.max(all, wide + math.max(product, weight), all - 2 * carry + attention)
+    local widest, last = 0, 0 -- a gradient that is summed over row tiles is f32 until it is whole
+    if facts.tiled and s.e == 2 then widest, last = hold(T, 4, { math.max(s.inner, s.q, s.width) }), carry end
+    local back = math.max(all + last, wide + widest + math.max(product, weight), all - 2 * carry + attention)
     micro.tapes[index] = tape
     micro.kept, micro.rebuilt = math.max(micro.kept, back), math.max(micro.rebuilt, back + tape + carry) -- and its output made again
   end
