@@ -185,8 +185,10 @@ local function candidate(model, opt, f, m, how)
   for index = model.sizes.layers - how.kept, model.sizes.layers - 1 do tape = tape + m.tapes[index] * micros end
   local pinned = how.kept * micros * m.carry
   local weights = how.slots and f.vectors + how.slots * f.layout.slot or f.resident
-  local work = math.max(rebuilt > 0 and m.rebuilt or m.kept, m.head(how.together, true))
+  local rounded = how.slots and f.layout.rounded or 0
+  local work = math.max(rebuilt > 0 and m.rebuilt or m.kept, m.head(how.together, true) + rounded)
   local carries = math.min(how.ram, how.carries) + pinned
+  if opt.reuse_prefix and f.first > 0 then work = work + 2 * m.carry end -- what onn.prefix copies and fetches
   local p = { weights = weights, state = f.state, tape = tape + carries, working = work + micros * m.batch + m.common,
     chunk = how.slots and f.chunk, tile = how.slots and f.tile, layout = f.layout, micro_batch = how.micro, micros = micros,
     recompute = rebuilt > 0, kept = how.kept, rebuilt = rebuilt, slots = how.slots, carries_ram = how.ram < how.carries and how.ram or nil,
@@ -210,9 +212,9 @@ local function candidate(model, opt, f, m, how)
     p.suffix_flops_per_token, p.suffix_bytes_per_step, p.suffix_seconds_per_step = cost(f.first)
     local step = opt.batch * (opt.row_tokens or opt.seq_len)
     local spare = math.max(0, f.budget - p.peak)
-    p.prefix_ram = math.min(spare, (opt.all_tokens or math.huge) * 4 * model.sizes.width) -- what no other use takes
-    p.peak = p.peak + p.prefix_ram
-    local ahead = p.tape + p.working + spare - p.prefix_ram - m.rebuilt
+    p.prefix_ram = math.floor(math.min(spare / 1.125, opt.reuse_prefix)) -- what no other use takes; an eighth is lost to rounding
+    p.peak = p.peak + math.ceil(1.125 * p.prefix_ram)
+    local ahead = p.tape + p.working + spare - 1.125 * p.prefix_ram - m.rebuilt
     p.ahead_tokens = math.max(step, math.floor(ahead / (2 * m.carry / (how.micro * opt.seq_len) + 64)))
     if how.slots then
       local frozen = f.frozen_bytes / math.max(1, math.floor(p.ahead_tokens / step))
@@ -257,6 +259,7 @@ local function variants(model, opt, f, streamed, try)
             local p = candidate(model, opt, f, m, how)
             local spare = math.floor((f.budget - p.peak) / f.layout.slot)
             if not opt.slots and spare > 0 then
+              try(p)
               how.slots = math.min(how.slots + spare, most)
               p = candidate(model, opt, f, m, how)
             end
@@ -291,12 +294,13 @@ local function through_ring(model, opt, f, cut)
 end
 
 -- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, targets, budget; chunk (the
--- most blocks of a unit; fewer where so many do not fit), slots, prefetch (false), scratch (false: nothing is spilled),
--- reuse_prefix (later epochs find the frozen prefix's output known), row_tokens (mean tokens of a row; seq_len), all_tokens (of the data), rates (onn.limit's).
+-- most blocks of a unit; fewer where so many do not fit), slots, prefetch (false), scratch (false: nothing is spilled), reuse_prefix
+-- (bytes of the frozen prefix's output, which later epochs find known), row_tokens (mean tokens of a row; seq_len), rates (onn.limit's).
 -- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots (nil: weights rest in memory), chunk or tile
 -- (bytes, where not even two blocks fit and matrices are cut into row tiles);
 -- bytes_per_step, flops_per_token, seconds_per_step and the same with suffix_ in front for later epochs; ring, sweep (what Model:load
--- and Session take), fits, minimum (the least peak of all ways), trained_layers, lowest, parameters}.
+-- and Session take), prefix_ram (what the budget leaves for the frozen prefix's cache), fits, minimum (the least peak of all ways that
+-- were looked at: all, where none fits), trained_layers, lowest, parameters}.
 function plan.training(model, opt)
   local f, best, least = facts_of(model, opt), nil, math.huge
   local function try(p)
@@ -347,6 +351,7 @@ function plan.inference(model, opt)
   local vectors, few = memory.vectors(model), opt.slots or (opt.prefetch == false and 1 or 2)
   local function stream(cut)
     local layout = require("onn.ring").layout(model, cut.chunk, cut.tile)
+    local rest = rest + math.max(m.kept, out + (layout.rounded or 0)) - math.max(m.kept, out)
     local spare = budget == math.huge and #layout.units or math.floor((budget - vectors - rest) / layout.slot)
     p.slots = math.min(#layout.units, opt.slots or math.max(few, spare))
     p.weights = vectors + p.slots * layout.slot

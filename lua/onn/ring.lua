@@ -97,7 +97,7 @@ function Ring.layout(model, chunk, tile)
       local info, rows = model.store:info(name), core.head_cut * math.max(1, math.floor(largest / head_cut(model, name)))
       layout.tiles[i] = add_tiles(layout, model, name, rows)
       if model.dtype == "bf16" and info.dtype ~= "BF16" then -- the head's loss takes its weight in the arithmetic's dtype
-        layout.rounded = math.min(rows, info.shape[1]) * info.shape[2] * 2
+        layout.rounded = math.min(rows, info.shape[1]) * info.shape[2] * 2 + 2 ^ 16 -- and what the allocator adds
       end
     end
   end

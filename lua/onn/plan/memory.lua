@@ -82,6 +82,15 @@ local function block_tape(s, tokens, trained)
   return bytes
 end
 
+-- What one block holds when its last product runs and nothing is kept for the way back.
+local function block_forward(s, tokens)
+  local bytes = hold(tokens, 4, { s.width, s.width, s.width, 1, 1, s.heads, s.q, s.kv })          -- residuals, queries and keys before they turn
+    + hold(tokens, s.e, { s.width, s.width, s.q, s.kv, s.kv, s.q, s.inner, s.inner, s.inner })
+  if s.fused then bytes = bytes + hold(tokens, 4, { s.q + 2 * s.kv }) + hold(tokens, s.e, { 2 * s.inner }) end
+  if s.qk_norm then bytes = bytes + hold(tokens, 4, { s.q, s.kv, s.heads, s.kv_heads }) end
+  return bytes
+end
+
 -- What walking back through one block makes and holds until its end, and what it holds when its widest product runs.
 local function block_gradients(s, tokens, trained)
   local wide = hold(tokens, 4, { s.width }) + hold(tokens, s.e, { s.inner, s.inner, s.inner, s.width })
@@ -175,9 +184,8 @@ function memory.micro_batch(model, opt, facts)
     micro.tapes[index] = tape
     micro.kept, micro.rebuilt = math.max(micro.kept, back), math.max(micro.rebuilt, back + tape + carry) -- and its output made again
   end
-  if facts.lowest >= c.layers then -- nothing is walked back: a block forward
-    local tape, _, wide = block_tape(s, T, false), block_gradients(s, T, false)
-    micro.kept = tape + wide + math.max(product, attention)
+  if facts.lowest >= c.layers then -- nothing is walked back
+    micro.kept = block_forward(s, T) + math.max(product, attention)
     micro.rebuilt = micro.kept
   end
   -- the positions' table; lists of tiles and the like are small
