@@ -5,8 +5,8 @@ local profile = require "onn.profile"
 local limit = {}
 
 -- The rates that a model runs at here: flops (FLOP/s, the highest measured of products in its arithmetic); product (FLOP/s) and pass
--- (bytes/s of weights), see onn.probes; copy (bytes/s within memory); disk(), write() (bytes/s at which its own files are read past the page cache, and at which its disk is written
--- to; measured when first asked for).
+-- (bytes/s of weights), see onn.probes; copy (bytes/s within memory); disk(), write() (bytes/s at which its own files
+-- are read past the page cache, and at which its disk is written to; measured when first asked for).
 function limit.rates(model)
   local p = profile.get { quiet = true, sections = { "products", "passes", "memory" } }
   local rates, read, written = { flops = profile.peak_flops(p, model.dtype) }, nil, nil

@@ -280,7 +280,7 @@ end
 
 -- Puts what a way of cutting means into the facts: layout, what stays beside it, what is read; how many units the stages from the lowest
 -- trained one on take, and the bytes of all others.
-local function through_ring(model, opt, f, cut)
+local function through_ring(model, f, cut)
   local Ring = require "onn.ring"
   f.layout, f.chunk, f.tile, f.vectors = Ring.layout(model, cut.chunk, cut.tile), cut.chunk, cut.tile, memory.vectors(model)
   f.reads = reader(model, f.layout)
@@ -312,7 +312,7 @@ function plan.training(model, opt)
   if not opt.full and (forced or best.peak > f.budget) then
     for _, cut in ipairs(cuts(model, opt)) do
       if best and best.slots and best.peak <= f.budget then break end
-      variants(model, opt, through_ring(model, opt, f, cut), true, try)
+      variants(model, opt, through_ring(model, f, cut), true, try)
     end
   end
   best.ring = best.slots and { slots = best.slots, chunk = best.chunk, tile = best.tile, prefetch = opt.prefetch, direct = true } or nil
@@ -351,12 +351,12 @@ function plan.inference(model, opt)
   local vectors, few = memory.vectors(model), opt.slots or (opt.prefetch == false and 1 or 2)
   local function stream(cut)
     local layout = require("onn.ring").layout(model, cut.chunk, cut.tile)
-    local rest = rest + math.max(m.kept, out + (layout.rounded or 0)) - math.max(m.kept, out)
-    local spare = budget == math.huge and #layout.units or math.floor((budget - vectors - rest) / layout.slot)
+    local beside = rest + math.max(m.kept, out + (layout.rounded or 0)) - math.max(m.kept, out)
+    local spare = budget == math.huge and #layout.units or math.floor((budget - vectors - beside) / layout.slot)
     p.slots = math.min(#layout.units, opt.slots or math.max(few, spare))
     p.weights = vectors + p.slots * layout.slot
-    p.peak, p.chunk, p.tile = p.weights + rest, cut.chunk, cut.tile
-    p.minimum = math.min(p.minimum, vectors + math.min(few, #layout.units) * layout.slot + rest)
+    p.peak, p.chunk, p.tile = p.weights + beside, cut.chunk, cut.tile
+    p.minimum = math.min(p.minimum, vectors + math.min(few, #layout.units) * layout.slot + beside)
     p.ring = { slots = p.slots, chunk = cut.chunk, tile = cut.tile, prefetch = opt.prefetch, direct = true }
     p.bytes_per_sweep = reader(model, layout)({ from = 1, micros = opt.micros or 1, heads = 1 }, p.slots)
     p.seconds_per_sweep = p.bytes_per_sweep > 0 and p.bytes_per_sweep / rates.disk() or 0
