@@ -51,7 +51,8 @@ local function load_for_text(self, prompts, opt)
   local ring = self.model.loaded_as
   if ring then
     local now = plan.generation(self.model, prompts, setmetatable({ slots = ring.slots, chunk = ring.chunk }, { __index = wanted }))
-    if now.fits and best.bytes_per_sweep > 0.8 * now.bytes_per_sweep then return now end
+    local same = now.tile == ring.tile and now.chunk == ring.chunk
+    if same and now.fits and best.bytes_per_sweep > 0.8 * now.bytes_per_sweep then return now end
   end
   load_by(self, best)
   return best
@@ -120,13 +121,11 @@ local function choose_layers(self, opt)
 end
 
 -- All updates of a run. Returns {steps, loss_first, loss_last, losses}.
-local function run(self, opt, set, order)
-  local session = assert(Session.new(self.model, opt))
-  self.adapter, self.trained = session.adapter, true
+local function run(opt, session, set, order, ahead)
   session:watch()
   local losses = {}
   while session.step < opt.total_steps do
-    for update in data.batches(set, order) do
+    for update in session:ahead(data.batches(set, order), ahead) do
       local result = session:update(update, order.epoch)
       for _, b in ipairs(update) do batch.free(b) end
       losses[#losses + 1] = result.loss
@@ -138,10 +137,8 @@ local function run(self, opt, set, order)
     end
     order.epoch = order.epoch + 1
   end
-  local steps = session.step
   assert(session:verify())
-  session:close(true)
-  return { steps = steps, loss_first = losses[1], loss_last = losses[#losses], losses = losses }
+  return { steps = session.step, loss_first = losses[1], loss_last = losses[#losses], losses = losses }
 end
 
 -- rows: a file name, or a table of examples ({input, output}, {prompt, completion}, {text}, {messages}); options: training's.
@@ -177,13 +174,17 @@ function Engine:train(rows, options)
     temporary = not found.scratch and assert(system.make_temp_dir()) or nil
     opt.scratch = found.scratch or temporary
   end
+  opt.carries = training.carries(opt, plans)
+  local session = assert(Session.new(self.model, opt))
+  self.adapter, self.trained = session.adapter, true
   local ok, result = pcall(function()
-    opt.carries, opt.prefix = training.carries(opt, plans), training.prefix(self.model, opt, plans)
-    return run(self, opt, set, order)
+    training.begin(self.model, opt, plans, session)
+    return run(opt, session, set, order, plans.ahead_tokens)
   end)
-  if opt.prefix then opt.prefix:close(true) end
+  training.leave(session, true)
   if temporary then system.remove_tree(temporary) end
   if not ok then error(tostring(result), 2) end
+  session:close(true)
   result.plan = plans
   return result
 end

@@ -217,7 +217,7 @@ end
 -- Two ways of loading: do they put the same weights in the same places?
 local function alike(a, b)
   if not a or not b then return a == b end
-  for _, key in ipairs { "slots", "chunk", "prefetch", "direct" } do if a[key] ~= b[key] then return false end end
+  for _, key in ipairs { "slots", "chunk", "tile", "prefetch", "direct" } do if a[key] ~= b[key] then return false end end
   return true
 end
 

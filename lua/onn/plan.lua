@@ -170,7 +170,8 @@ end
 
 -- Ways to cut a model for the ring, coarsest first: so many blocks to a unit, then row tiles of so many bytes.
 local function cuts(model, opt)
-  local list, chunk = {}, math.max(1, math.min(opt.chunk or 1, model.sizes.layers))
+  local list, chunk = {}, opt.chunk or 1
+  if chunk >= model.sizes.layers then chunk = 1 end -- a settings file says so that nothing was streamed
   while chunk >= 1 do list[#list + 1], chunk = { chunk = chunk }, math.floor(chunk / 2) end
   for _, size in ipairs(require("onn.ring").tile_sizes(model)) do list[#list + 1] = { tile = size } end
   return list

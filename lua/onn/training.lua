@@ -83,7 +83,8 @@ end
 -- Makes the directories of a run that is about to begin: results' and, where it has a use, scratch data's. Gives the session its
 -- frozen-prefix cache.
 function training.begin(model, opt, plans, session)
-  cli.check(checkpoint.prepare(opt.out))
+  if opt.out then cli.check(checkpoint.prepare(opt.out)) end
+  if not training.needs_scratch(plans) then return end
   session.scratch = { path = scratch(opt), made = not opt.scratch or not system.exists(opt.scratch) }
   if not training.needs_scratch(plans) then return end
   cli.check(system.mkdir_p(session.scratch.path))

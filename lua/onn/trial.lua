@@ -27,9 +27,9 @@ local function updates_of(model, spec)
   end
 end
 
--- Rates as the plan takes them, from the parent's {flops, disk, write}: measuring them again would take the trial's time.
+-- Rates as the plan takes them, from the parent's {product, pass, copy, disk, write}: measuring them again would take the trial's time.
 local function fixed_rates(r)
-  return { flops_at = function() return r.flops end, disk = function() return r.disk end, write = function() return r.write end }
+  return { product = r.product, pass = r.pass, copy = r.copy, disk = function() return r.disk end, write = function() return r.write end }
 end
 
 local function run(spec)
@@ -43,7 +43,7 @@ local function run(spec)
   local set, wrong = layers.parse(spec.layers, model, spec)
   if set == false then error(wrong, 0) end
   local result = measure.training(model, { batch = spec.batch, seq_len = spec.seq_len, micro_batch = spec.micro_batch, rank = spec.rank,
-    recompute = spec.recompute and "on" or "off", layers = set, budget = spec.memory, chunk = spec.chunk, slots = spec.slots,
+    recompute = spec.recompute, row_tokens = spec.row_tokens, layers = set, budget = spec.memory, chunk = spec.chunk, slots = spec.slots,
     rates = spec.rates and fixed_rates(spec.rates), steps = spec.steps, limit = spec.limit, updates = updates_of(model, spec) })
   local finite = true
   for _, loss in ipairs(result.losses) do finite = finite and loss == loss and math.abs(loss) < math.huge end
