@@ -209,15 +209,13 @@ static void copy_lines(uint32_t *to, Side from, int64_t lines, int64_t depth) {
     }
 }
 
-/* One group of a right panel whose 32 lines lie side by side: each pair of the depth's rows is 64 bytes of both, interleaved. */
-static void pairs_along(uint32_t *to, const uint16_t *data, int64_t inner) {
+/* One step of a right panel whose 32 lines lie side by side: 64 bytes of two rows of the depth, interleaved. */
+static inline void pair_along(uint32_t *to, const uint16_t *data, int64_t inner) {
     const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-    for (int s = 0; s < 16; s++, data += 2 * inner, to += 32) {
-        __m512i even = _mm512_loadu_si512(data), odd = _mm512_loadu_si512(data + inner);
-        __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd); /* by fours: 0 2 4 6, 1 3 5 7 */
-        _mm512_storeu_si512(to, _mm512_permutex2var_epi64(low, first, high));
-        _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi64(low, second, high));
-    }
+    __m512i even = _mm512_loadu_si512(data), odd = _mm512_loadu_si512(data + inner);
+    __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd); /* by fours: 0 2 4 6, 1 3 5 7 */
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi64(low, first, high));
+    _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi64(low, second, high));
 }
 
 static void pack_tiles(uint32_t *to, Panel panel, Side from, int64_t lines, int64_t depth) {
@@ -229,7 +227,8 @@ static void pack_tiles(uint32_t *to, Panel panel, Side from, int64_t lines, int6
     int across = from.inner == 1;
     for (int64_t k = 0; k < depth; k += 32, to += 16 * 32) {
         if (!across && panel == RIGHT && lines >= 32 && depth - k >= 32) {
-            pairs_along(to, data + k * from.inner, from.inner);
+            for (int s = 0; s < 16; s++)
+                pair_along(to + s * 32, data + (k + 2 * s) * from.inner, from.inner);
             continue;
         }
         for (int at = 0; at < 32; at += 16) {
@@ -259,6 +258,16 @@ void KERNEL(panel_pack)(float *to, Panel panel, Side from, int64_t lines, int64_
         pack_width(words, BLOCK_ROWS, from, lines, depth, pairs);
     else
         pack_width(words, BLOCK_COLS, from, lines, depth, pairs);
+}
+
+void KERNEL(panels_pack_rows)(float *to, int64_t words, int64_t panels, Side from, int64_t rows) {
+#ifdef __AMX_BF16__
+    for (int64_t k = 0; k < rows; k += 2, to += 32)
+        for (int64_t j = 0; j < panels; j++)
+            pair_along((uint32_t *)(void *)(to + j * words), (const uint16_t *)from.data + k * from.inner + j * 32, from.inner);
+#else
+    (void)to, (void)words, (void)panels, (void)from, (void)rows;
+#endif
 }
 
 static void run_rounded(bf16 *to, const void *from, Dtype dtype, int64_t n) {

@@ -64,6 +64,15 @@ void KERNEL(panel_pack)(float *to, Panel panel, Side from, int64_t lines, int64_
 /* panel_pack_rounded() : the same of f32 or f16 rounded to bf16 first; lines or depth contiguous, or only one of them. */
 void KERNEL(panel_pack_rounded)(float *to, Panel panel, Side from, int64_t lines, int64_t depth, int pairs);
 
+/* panels_pack_rows() : `rows` rows, a multiple of 2, of the depth of `panels` whole right panels of bf16 pairs, each `words` after the
+ * one before; lines side by side. Only where PACKS_ROWS. */
+void KERNEL(panels_pack_rows)(float *to, int64_t words, int64_t panels, Side from, int64_t rows);
+#ifdef __AMX_BF16__
+enum { PACKS_ROWS = 1 };
+#else
+enum { PACKS_ROWS = 0 };
+#endif
+
 /* blocks_begin(), blocks_end() : around all block_product() calls of one thread in one parallel region. */
 #ifdef __AMX_BF16__
 static inline void blocks_begin(void) {

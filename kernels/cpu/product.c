@@ -9,8 +9,9 @@ enum {
     ROWS_AT_ONCE = 512,      /* those that one piece of b meets: */
     PANELS_AT_ONCE = 8,      /* so many panels, ... */
     DEPTH_AT_ONCE = 256,     /* ... about so deep. Rows and blocks then lie in the second cache, a panel in the first. */
-    UNIT_DEPTH = 32,         /* A piece is packed unit by unit (a panel wide) beside the products of the piece before it, */
-    UNITS_AHEAD = 8          /* and asked of memory so many units earlier. Nothing here changes a bit. */
+    UNIT_DEPTH = 32,         /* A piece is packed unit by unit (a panel wide, or */
+    UNIT_ROWS = 8,           /* so many rows of it) beside the products of the piece before it, */
+    UNITS_AHEAD = 4          /* and asked of memory so many units earlier. Nothing here changes a bit. */
 };
 
 typedef struct Job {
@@ -115,14 +116,31 @@ static Piece piece_take(Job *job) {
                    .from = job->blocks * group / groups, .to = job->blocks * (group + 1) / groups};
 }
 
+/* Whole panels of columns that lie side by side are packed some rows of the depth at a time, all panels of the piece together:
+ * the longer the runs, the faster they come from memory. */
+static int piece_by_rows(const Job *job, const Piece *piece) {
+    const Product *p = job->p;
+    return PACKS_ROWS && job->pairs && !p->rounded && p->b.step == 1 && p->b.inner != 1 &&
+           (piece->panel + piece->panels) * BLOCK_COLS <= p->cols && cut_length(job, p->depth, piece->cut) % UNIT_DEPTH == 0;
+}
+
 static inline int64_t piece_units(const Job *job, const Piece *piece) {
-    return piece->panels * count_of(cut_length(job, job->p->depth, piece->cut), UNIT_DEPTH);
+    int64_t length = cut_length(job, job->p->depth, piece->cut);
+    return piece_by_rows(job, piece) ? length / UNIT_ROWS : piece->panels * count_of(length, UNIT_DEPTH);
 }
 
 /* Unit u of a piece of b: packed, or, with `to` NULL, asked of memory. Units follow each other as their memory does. */
 static void piece_unit(const Job *job, const Piece *piece, int64_t u, float *to) {
     const Product *p = job->p;
     int64_t length = cut_length(job, p->depth, piece->cut), units = count_of(length, UNIT_DEPTH);
+    if (piece_by_rows(job, piece)) {
+        Side rows = side_at(p->b, piece->panel * BLOCK_COLS, piece->cut * job->cut_depth + u * UNIT_ROWS);
+        if (to)
+            KERNEL(panels_pack_rows)(to + u * UNIT_ROWS / 2 * BLOCK_COLS, job->b_words, piece->panels, rows, UNIT_ROWS);
+        else
+            side_prefetch(rows, piece->panels * BLOCK_COLS, UNIT_ROWS, 0, 1);
+        return;
+    }
     int64_t j = p->b.inner == 1 ? u / units : u % piece->panels, k = (p->b.inner == 1 ? u % units : u / piece->panels) * UNIT_DEPTH;
     int64_t col = (piece->panel + j) * BLOCK_COLS, cols = least(BLOCK_COLS, p->cols - col), depth = least(UNIT_DEPTH, length - k);
     Side from = side_at(p->b, col, piece->cut * job->cut_depth + k);
