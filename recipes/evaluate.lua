@@ -43,7 +43,7 @@ if opt.dry_run then
   os.exit(0)
 end
 if not needs.fits then
-  cli.fail(("this run needs at least %s, the budget is %s: try a smaller --seq-len, or --memory"):format(units.bytes(needs.minimum),
+  cli.fail(("this run needs at least %s, the budget is %s: try a smaller --seq-len, or --memory"):format(units.need(needs.minimum),
     units.bytes(machine.budget)))
 end
 cli.check(model:load { ring = needs.ring })

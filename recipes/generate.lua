@@ -81,7 +81,7 @@ if opt.dry_run then
 end
 if not needs.fits then
   cli.fail(("%s with %d sequences of %d tokens needs at least %s, the budget is %s (--memory and --ram set it)"):format(opt.model,
-    math.max(#prompts, 1), needs.tokens, units.bytes(needs.minimum), units.bytes(machine.budget)))
+    math.max(#prompts, 1), needs.tokens, units.need(needs.minimum), units.bytes(machine.budget)))
 end
 cli.check(model:load { ring = needs.ring })
 if opt.adapter then cli.check(lora.load(model, opt.adapter)) end

@@ -100,6 +100,13 @@ local function block_gradients(s, tokens, trained)
   return wide + rest, wide
 end
 
+-- What one block forward, without a tape, makes and holds until its end, its output included; and what of it is there at the attention.
+local function block_forward(s, tokens)
+  local first = hold(tokens, s.e, { s.width, s.kv, s.q, s.kv, s.q }) + hold(tokens, 4, s.fused and { s.q + 2 * s.kv } or { s.q, s.kv })
+  if s.qk_norm then first = first + hold(tokens, 4, { s.q, s.kv }) end
+  return first + hold(tokens, 4, { s.width, s.width, s.width, s.width }) + hold(tokens, s.e, { s.width, s.inner, s.inner, s.inner }), first
+end
+
 -- Scratch of a product over T rows: rows packed, in blocks of 32 and cuts of the depth (at most 2048 at once, and 512 or 16 MB of them),
 -- an adapter's A or B; for each thread two pieces of the weight, of 8 panels and one cut, and 512 rows' sums of those panels.
 local function product_scratch(s, tokens, depth)
@@ -159,7 +166,7 @@ function memory.state(model, opt, modules)
 end
 
 -- What micro-batches of `tokens` tokens take beside weights and state. opt: rank, full, dropout, seq_len; facts: {tokens, lowest
--- (number of the lowest trained block), trained (set)}. Returns {
+-- (number of the lowest trained block), trained (set), tiled (matrices come in row tiles)}. Returns {
 --   carry: a hidden state between two stages, f32;  tapes: {[block] = what its kept tape holds beside its input};
 --   kept, rebuilt: the largest moment of walking back through a block whose tape was kept, or is rebuilt;
 --   batch: ids, labels and the like;  common: what a sweep holds once;  head(n, back): the head's moment with n micro-batches at once }.
@@ -172,13 +179,15 @@ function memory.micro_batch(model, opt, facts)
   for index = facts.lowest, c.layers - 1 do
     local trained = opt.full or facts.trained[index] or false
     local tape, all, wide = block_tape(s, T, trained) - carry, block_gradients(s, T, trained)
-    local back = math.max(all, wide + math.max(product, weight), all - 2 * carry + attention)
+    local widest, last = 0, 0 -- a gradient that is summed over row tiles is f32 until it is whole
+    if facts.tiled and s.e == 2 then widest, last = hold(T, 4, { math.max(s.inner, s.q, s.width) }), carry end
+    local back = math.max(all + last, wide + widest + math.max(product, weight), all - 2 * carry + attention)
     micro.tapes[index] = tape
     micro.kept, micro.rebuilt = math.max(micro.kept, back), math.max(micro.rebuilt, back + tape + carry) -- and its output made again
   end
-  if facts.lowest >= c.layers then -- nothing is walked back: a block forward
-    local tape, _, wide = block_tape(s, T, false), block_gradients(s, T, false)
-    micro.kept = tape + wide + math.max(product, attention)
+  if facts.lowest >= c.layers then -- nothing is walked back
+    local all, first = block_forward(s, T)
+    micro.kept = math.max(all + product, first + attention)
     micro.rebuilt = micro.kept
   end
   -- the positions' table; lists of tiles and the like are small
