@@ -1,11 +1,12 @@
-/* Gradients of the adapter: sums over tokens in which one side is only the rank wide. The other side is read once, in runs of
- * whole panels so that memory comes in rows, and is always a right panel, which is packed without turning it. */
+/* Gradients of the adapter: sums over tokens in which one side is only the rank wide, so that reading the other is most of the
+ * time. It is read once, in pieces of rows as long as the second cache allows, and is always a right panel, which is packed without
+ * turning it. */
 #include <omp.h>
 
 #include "product.h"
 
 enum {
-    PANELS = 4,        /* of the wide side at once: with the narrow side's they lie in the first cache */
+    PANELS = 32,       /* at most, of the wide side at once: a tile of them lies in the second cache */
     TILES_AT_ONCE = 8  /* tiles of the narrow side that are packed at once, for all threads */
 };
 
@@ -17,7 +18,8 @@ typedef struct RankSum {
     int64_t rank, width;
     float scale;
     int pairs;
-    int64_t words, runs; /* one tile of the narrow side, packed; runs of panels of the wide side */
+    int64_t words;       /* of one tile of the narrow side, packed */
+    int64_t panels, runs; /* of the wide side: panels at once, and how often */
     float *packed;
 } RankSum;
 
@@ -57,15 +59,25 @@ static void add_turned(const RankSum *s, const float *block, int64_t r, int64_t 
     }
 }
 
-/* One run of the wide side against tile `slot` of the narrow one, the tokens from..to; meanwhile the next tile's, up to `next`, is
- * asked of memory. */
-static void run_sum(const RankSum *s, int64_t run, int64_t slot, int64_t from, int64_t to, int64_t next, float *own) {
-    int64_t first = run * PANELS * BLOCK_COLS, width = least(PANELS * BLOCK_COLS, s->width - first), panels = count_of(width, BLOCK_COLS);
+/* Reads lines of tokens from..to once, row by row: memory comes twice as fast as when it is asked for panel by panel, with
+ * prefetches too (32 against 54 ms for the adapters of a 1B model, 512 tokens, Sapphire Rapids). */
+static void rows_touch(Side s, int64_t width, int64_t from, int64_t to) {
+    int64_t bytes = width * (int64_t)dtype_size(s.dtype);
+    for (int64_t t = from; t < to; t++) {
+        const volatile char *row = side_at(s, 0, t).data;
+        for (int64_t b = 0; b < bytes; b += 64)
+            (void)row[b];
+    }
+}
+
+/* One run of the wide side against tile `slot` of the narrow one, the tokens from..to. */
+static void run_sum(const RankSum *s, int64_t run, int64_t slot, int64_t from, int64_t to, float *own) {
+    int64_t first = run * s->panels * BLOCK_COLS, width = least(s->panels * BLOCK_COLS, s->width - first);
     int64_t words = panel_words(BLOCK_ROWS, TILE, s->pairs), steps = panel_steps(to - from, s->pairs);
     float block[BLOCK_ROWS * BLOCK_COLS] __attribute__((aligned(64)));
-    for (int64_t p = 0; p < panels; p++) {
-        int64_t col = p * BLOCK_COLS, cols = least(BLOCK_COLS, width - col);
-        side_prefetch(side_at(s->wide, first, to), width, next - to, p, panels);
+    rows_touch(side_at(s->wide, first, 0), width, from, to);
+    for (int64_t col = 0; col < width; col += BLOCK_COLS) {
+        int64_t cols = least(BLOCK_COLS, width - col);
         KERNEL(panel_pack)(own, RIGHT, side_at(s->wide, first + col, from), cols, to - from, s->pairs);
         for (int64_t j = 0; j < left_panels(s); j++) {
             int64_t r = j * BLOCK_ROWS, rows = least(BLOCK_ROWS, s->rank - r);
@@ -89,10 +101,8 @@ static void sums_run(const RankSum sums[2], const int32_t *tiles, int64_t count,
 #pragma omp for schedule(dynamic)
             for (int64_t i = 0; i < sums[0].runs + sums[1].runs; i++) {
                 const RankSum *s = &sums[i >= sums[0].runs];
-                for (int64_t t = 0; t < some; t++) {
-                    const int32_t *at = tiles + first + t;
-                    run_sum(s, i - (s == sums ? 0 : sums[0].runs), t, at[0], at[1], at[t + 1 < some ? 2 : 1], own);
-                }
+                for (int64_t t = 0; t < some; t++)
+                    run_sum(s, i - (s == sums ? 0 : sums[0].runs), t, tiles[first + t], tiles[first + t + 1], own);
             }
         }
         blocks_end();
@@ -106,15 +116,16 @@ Status KERNEL(lora_backward)(View *da, View *db, const View *dh, const View *dy,
     size_t bytes;
     RankSum sums[2] = {{.c = da->data, .narrow = side_columns(dh), .wide = side_columns(lora->x), .width = in, .scale = 1},
                        {.c = db->data, .narrow = side_columns(h), .wide = side_columns(dy), .width = out, .scale = lora->scale, .turned = 1}};
-    int64_t words = 0, own_words = 0;
+    int64_t words = 0, own_words = 0, share = count_of(count_of(in, BLOCK_COLS) + count_of(out, BLOCK_COLS), 2 * threads);
     for (int i = 0; i < 2; i++) {
         RankSum *s = &sums[i];
         s->rank = rank;
         s->pairs = sides_pair(s->narrow.dtype, s->wide.dtype);
         s->words = left_panels(s) * panel_words(BLOCK_ROWS, TILE, s->pairs);
-        s->runs = count_of(s->width, PANELS * BLOCK_COLS);
+        s->panels = least(PANELS, share ? share : 1);
+        s->runs = count_of(s->width, s->panels * BLOCK_COLS);
         words += TILES_AT_ONCE * s->words;
-        own_words = panel_words(BLOCK_COLS, TILE, s->pairs);
+        own_words = panel_words(BLOCK_COLS, TILE, s->pairs) > own_words ? panel_words(BLOCK_COLS, TILE, s->pairs) : own_words;
     }
     Status status = tiles_make(&tiles, &count, &bytes, starts, view_rows(dy));
     if (status != OK)

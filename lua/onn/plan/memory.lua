@@ -122,6 +122,9 @@ end
 -- Scratch of a weight's gradient: eight tiles of 128 tokens of the narrower side, packed.
 local function gradient_scratch(lines) return taken((8 * math.ceil(lines / 32) * 32 + 32 * tensors.threads()) * 128 * 4) end
 
+-- Scratch of an adapter's gradients: the same of the two sides that are as wide as the rank (kernels/cpu/lora.c).
+local function adapter_scratch(s) return taken((2 * 8 * math.ceil(s.rank / 32) * 32 + 32 * tensors.threads()) * 128 * 4) end
+
 -- Scratch of the head and its loss: per token a sum as wide as x and the label's row; and for at most 1024 tokens at once and one cut
 -- of the vocabulary, logits, exponentials, x and w as they are multiplied (kernels/cpu/head_loss.c).
 local function head_scratch(s, tokens, vocabulary)
@@ -170,7 +173,7 @@ end
 function memory.micro_batch(model, opt, facts)
   local s, c, T = sizes_of(model, opt), model.sizes, facts.tokens
   local product = product_scratch(s, T, math.max(s.inner, s.fused and 2 * s.inner or 0))
-  local weight = opt.full and gradient_scratch(math.min(s.inner, s.width)) or gradient_scratch(s.rank)
+  local weight = opt.full and gradient_scratch(math.min(s.inner, s.width)) or adapter_scratch(s)
   local carry, attention = hold(T, 4, { s.width }), attention_scratch(s, opt.seq_len)
   local micro = { carry = carry, tapes = {}, kept = 0, rebuilt = 0, batch = taken(T * 28) + 2 ^ 13 }
   for index = facts.lowest, c.layers - 1 do
