@@ -185,7 +185,8 @@ local function candidate(model, opt, f, m, how)
   local pinned = how.kept * micros * m.carry
   local weights = how.slots and f.vectors + how.slots * f.layout.slot or f.resident
   local rounded = how.slots and f.layout.rounded or 0
-  local work = math.max(rebuilt > 0 and m.rebuilt or m.kept, m.head(how.together, true) + rounded)
+  local again = rebuilt > 0 and m.rebuilt - tape or 0 -- by then the kept tapes are gone
+  local work = math.max(how.kept > 0 and m.kept or 0, again, m.head(how.together, true) + rounded)
   if opt.reuse_prefix and f.first > 0 then work = work + 2 * m.carry end -- what onn.prefix copies and fetches
   local carries = math.min(how.ram, how.carries) + pinned
   local p = { weights = weights, state = f.state, tape = tape + carries, working = work + micros * m.batch + m.common,
@@ -211,9 +212,10 @@ local function candidate(model, opt, f, m, how)
     p.suffix_flops_per_token, p.suffix_bytes_per_step, p.suffix_seconds_per_step = cost(f.first)
     local step = opt.batch * (opt.row_tokens or opt.seq_len)
     local spare = math.max(0, f.budget - p.peak)
-    p.prefix_ram = math.floor(math.min(spare / 1.125, opt.reuse_prefix)) -- what no other use takes; an eighth is lost to rounding
-    p.peak = p.peak + math.ceil(1.125 * p.prefix_ram)
-    local ahead = p.tape + p.working + spare - 1.125 * p.prefix_ram - m.rebuilt
+    local held = math.min(spare, (opt.all_tokens or math.huge) * 4 * model.sizes.width * 1.125) -- what no other use takes
+    p.prefix_ram = math.floor(held / 1.125) -- the allocator adds up to an eighth
+    p.peak = p.peak + held
+    local ahead = p.tape + p.working + spare - held - m.rebuilt
     p.ahead_tokens = math.max(step, math.floor(ahead / (2 * m.carry / (how.micro * opt.seq_len) + 64)))
     if how.slots then
       local frozen = f.frozen_bytes / math.max(1, math.floor(p.ahead_tokens / step))
@@ -292,9 +294,17 @@ local function through_ring(model, f, cut)
   return f
 end
 
+-- The least peak of all ways with this cut, however long they take.
+local function least_peak(model, opt, f, cut)
+  local least, only = math.huge, through_ring(model, setmetatable({ budget = 0 }, { __index = f }), cut)
+  only.reads = function() return 0 end
+  variants(model, opt, only, true, function(p) least = math.min(least, p.peak) end)
+  return least
+end
+
 -- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, targets, budget; chunk (the
 -- most blocks of a unit; fewer where so many do not fit), slots, prefetch (false), scratch (false: nothing is spilled), reuse_prefix
--- (bytes of the frozen prefix's output, which later epochs find known), row_tokens (mean tokens of a row; seq_len), rates (onn.limit's).
+-- (later epochs find the frozen prefix's output known), row_tokens (mean tokens of a row; seq_len), all_tokens (of the data), rates (onn.limit's).
 -- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots (nil: weights rest in memory), chunk or tile
 -- (bytes, where not even two blocks fit and matrices are cut into row tiles);
 -- bytes_per_step, flops_per_token, seconds_per_step and the same with suffix_ in front for later epochs; ring, sweep (what Model:load
@@ -309,10 +319,12 @@ function plan.training(model, opt)
   local forced = opt.slots -- a chunk says only how, where weights are streamed
   if not forced or opt.full then variants(model, opt, f, false, try) end
   if not opt.full and (forced or best.peak > f.budget) then
-    for _, cut in ipairs(cuts(model, opt)) do
+    local ways = cuts(model, opt)
+    for _, cut in ipairs(ways) do
       if best and best.slots and best.peak <= f.budget then break end
       variants(model, opt, through_ring(model, f, cut), true, try)
     end
+    least = math.min(least, least_peak(model, opt, f, ways[#ways]))
   end
   best.ring = best.slots and { slots = best.slots, chunk = best.chunk, tile = best.tile, prefetch = opt.prefetch, direct = true } or nil
   local keep_from = #model.stages - best.kept
@@ -348,23 +360,28 @@ function plan.inference(model, opt)
     seconds_per_sweep = 0 }
   p.peak = p.weights + math.max(rest, memory.loading(model))
   p.minimum = p.peak
-  local vectors, few = memory.vectors(model), opt.slots or (opt.prefetch == false and 1 or 2)
-  local function stream(cut)
+  local vectors, few, ways = memory.vectors(model), opt.slots or (opt.prefetch == false and 1 or 2), cuts(model, opt)
+  local function look(cut) -- what units of this cut leave to be held beside them
     local layout = require("onn.ring").layout(model, cut.chunk, cut.tile)
-    rest = fixed + math.max(m.kept, out + (layout.rounded or 0))
-    local spare = budget == math.huge and #layout.units or math.floor((budget - vectors - rest) / layout.slot)
+    local beside = fixed + math.max(m.kept, out + (layout.rounded or 0))
+    p.minimum = math.min(p.minimum, vectors + math.min(few, #layout.units) * layout.slot + beside)
+    return layout, beside
+  end
+  local function stream(cut)
+    local layout, beside = look(cut)
+    local spare = budget == math.huge and #layout.units or math.floor((budget - vectors - beside) / layout.slot)
     p.slots = math.min(#layout.units, opt.slots or math.max(few, spare))
-    p.weights = vectors + p.slots * layout.slot
-    p.peak, p.chunk, p.tile = p.weights + rest, cut.chunk, cut.tile
-    p.minimum = math.min(p.minimum, vectors + math.min(few, #layout.units) * layout.slot + rest)
+    p.weights, p.working = vectors + p.slots * layout.slot, beside - cache
+    p.peak, p.chunk, p.tile = p.weights + beside, cut.chunk, cut.tile
     p.ring = { slots = p.slots, chunk = cut.chunk, tile = cut.tile, prefetch = opt.prefetch, direct = true }
     p.bytes_per_sweep = reader(model, layout)({ from = 1, micros = opt.micros or 1, heads = 1 }, p.slots)
     p.seconds_per_sweep = p.bytes_per_sweep > 0 and p.bytes_per_sweep / rates.disk() or 0
   end
-  for _, cut in ipairs((opt.slots or p.peak > budget) and cuts(model, opt) or {}) do
+  for _, cut in ipairs((opt.slots or p.peak > budget) and ways or {}) do
     if p.slots and p.peak <= budget then break end
     stream(cut)
   end
+  if p.slots then look(ways[#ways]) end
   p.fits = p.peak <= budget
   return p
 end

@@ -45,8 +45,8 @@ function training.plan(model, opt, set, rates)
   local wanted = { rates = rates, seq_len = math.min(opt.seq_len, rows.longest), row_tokens = rows.tokens / rows.rows,
     batch = math.min(opt.batch, rows.rows) }
   local updates = math.ceil(rows.rows / opt.batch)
-  local comes_again = opt.prefix_cache ~= false and not opt.full and (opt.steps or updates * opt.epochs) > updates
-  wanted.reuse_prefix = comes_again and rows.tokens * model.sizes.width * 4 or nil
+  wanted.reuse_prefix = opt.prefix_cache ~= false and not opt.full and (opt.steps or updates * opt.epochs) > updates
+  wanted.all_tokens = rows.tokens
   return plan.training(model, setmetatable(wanted, { __index = opt }))
 end
 

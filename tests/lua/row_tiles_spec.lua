@@ -191,7 +191,7 @@ describe("the plan", function()
   end
 
   for _, case in ipairs { { "llama", "f32" }, { "llama_bf16", "bf16" }, { "llama", "bf16" }, { "phi3_bf16", "bf16" }, { "qwen3", "f32" },
-    { "llama_bf16", "bf16", { dropout = 0.1 } }, { "llama", "f32", { recompute = "on" } },
+    { "llama_bf16", "bf16", { dropout = 0.1, micro_batch = 4 } }, { "llama", "f32", { recompute = "on" } },
     { "llama_bf16", "bf16", { layers = { [2] = true } } } } do
     local kind, dtype, more = case[1], case[2], case[3] or {}
     it(("bounds the peak with tiles: %s, %s, %s"):format(kind, dtype, next(more) or "all layers"), function()

@@ -82,15 +82,6 @@ local function block_tape(s, tokens, trained)
   return bytes
 end
 
--- What one block holds when its last product runs and nothing is kept for the way back.
-local function block_forward(s, tokens)
-  local bytes = hold(tokens, 4, { s.width, s.width, s.width, 1, 1, s.heads, s.q, s.kv })          -- residuals, queries and keys before they turn
-    + hold(tokens, s.e, { s.width, s.width, s.q, s.kv, s.kv, s.q, s.inner, s.inner, s.inner })
-  if s.fused then bytes = bytes + hold(tokens, 4, { s.q + 2 * s.kv }) + hold(tokens, s.e, { 2 * s.inner }) end
-  if s.qk_norm then bytes = bytes + hold(tokens, 4, { s.q, s.kv, s.heads, s.kv_heads }) end
-  return bytes
-end
-
 -- What walking back through one block makes and holds until its end, and what it holds when its widest product runs.
 local function block_gradients(s, tokens, trained)
   local wide = hold(tokens, 4, { s.width }) + hold(tokens, s.e, { s.inner, s.inner, s.inner, s.width })
@@ -107,6 +98,13 @@ local function block_gradients(s, tokens, trained)
     end
   end
   return wide + rest, wide
+end
+
+-- What one block forward, without a tape, makes and holds until its end, its output included; and what of it is there at the attention.
+local function block_forward(s, tokens)
+  local first = hold(tokens, s.e, { s.width, s.kv, s.q, s.kv, s.q }) + hold(tokens, 4, s.fused and { s.q + 2 * s.kv } or { s.q, s.kv })
+  if s.qk_norm then first = first + hold(tokens, 4, { s.q, s.kv }) end
+  return first + hold(tokens, 4, { s.width, s.width, s.width, s.width }) + hold(tokens, s.e, { s.width, s.inner, s.inner, s.inner }), first
 end
 
 -- Scratch of a product over T rows: rows packed, in blocks of 32 and cuts of the depth (at most 2048 at once, and 512 or 16 MB of them),
@@ -185,7 +183,8 @@ function memory.micro_batch(model, opt, facts)
     micro.kept, micro.rebuilt = math.max(micro.kept, back), math.max(micro.rebuilt, back + tape + carry) -- and its output made again
   end
   if facts.lowest >= c.layers then -- nothing is walked back
-    micro.kept = block_forward(s, T) + math.max(product, attention)
+    local all, first = block_forward(s, T)
+    micro.kept = math.max(all + product, first + attention)
     micro.rebuilt = micro.kept
   end
   -- the positions' table; lists of tiles and the like are small
