@@ -70,8 +70,8 @@ local function accumulate(self, micros, supervised, epoch)
 end
 
 -- One update from its micro-batches (see onn.batch). Bytes and tokens filled ahead count from the last update's end. The loss is the sum
--- over all supervised tokens by their number in the whole update. Returns {step, loss, lr, grad_norm, tokens,
--- supervised, skipped}; an update whose numbers are not finite changes nothing.
+-- over all supervised tokens by their number in the whole update. Returns {step, loss, lr, grad_norm, tokens, supervised, skipped}; an
+-- update whose numbers are not finite changes nothing.
 function Session:update(micros, epoch)
   local opt, supervised, tokens = self.opt, 0, 0
   for _, b in ipairs(micros) do supervised, tokens = supervised + b.supervised, tokens + b.tokens end
