@@ -185,11 +185,86 @@ static int l_write(lua_State *L) {
     return outside(L, status, 1);
 }
 
+/* --- a file written tensor by tensor ---------------------------------------------------------------------------------------- */
+#define WRITER "onn.store.writer"
+
+typedef struct WriterHandle {
+    StoreWriter *writer;
+} WriterHandle;
+
+static StoreWriter *check_writer(lua_State *L) {
+    WriterHandle *h = luaL_checkudata(L, 1, WRITER);
+    if (!h->writer)
+        luaL_argerror(L, 1, "this writer has ended");
+    return h->writer;
+}
+
+/* writer(path [, {key = text}]) -> writer, or nil, message, code. The file appears whole, at commit(), or not at all. */
+static int l_writer(lua_State *L) {
+    const char *path = luaL_checkstring(L, 1);
+    lua_settop(L, 2);
+    WriterHandle *h = lua_newuserdata(L, sizeof *h);
+    h->writer = NULL;
+    luaL_getmetatable(L, WRITER);
+    lua_setmetatable(L, -2);
+    Status status = store_writer_open(path, &h->writer);
+    if (status == OK && lua_istable(L, 2))
+        for (lua_pushnil(L); lua_next(L, 2); lua_pop(L, 1))
+            if (status == OK && lua_type(L, -2) == LUA_TSTRING && lua_type(L, -1) == LUA_TSTRING)
+                status = store_writer_metadata(h->writer, lua_tostring(L, -2), lua_tostring(L, -1));
+    return outside(L, status, 1);
+}
+
+/* declare(name, dtype, shape): every tensor, before the first put(). */
+static int l_declare(lua_State *L) {
+    StoreWriter *w = check_writer(L);
+    const char *name = luaL_checkstring(L, 2);
+    Dtype dtype = check_dtype(L, 3);
+    luaL_checktype(L, 4, LUA_TTABLE);
+    int64_t shape[8];
+    size_t dims = lua_objlen(L, 4);
+    if (dims > sizeof shape / sizeof *shape)
+        return luaL_argerror(L, 4, "more dimensions than a tensor has");
+    for (size_t i = 0; i < dims; i++, lua_pop(L, 1)) {
+        lua_rawgeti(L, 4, (int)i + 1);
+        shape[i] = (int64_t)luaL_checknumber(L, -1);
+    }
+    lua_pushboolean(L, 1);
+    return outside(L, store_writer_declare(w, name, format_name(dtype), (int)dims, shape), 1);
+}
+
+/* put(tensor): the next of the declared tensors, or its next rows. */
+static int l_put(lua_State *L) {
+    StoreWriter *w = check_writer(L);
+    const Tensor *t = check_tensor(L, 2);
+    if (!tensor_contiguous(t))
+        return luaL_argerror(L, 2, "a contiguous tensor is written");
+    lua_pushboolean(L, 1);
+    return outside(L, store_writer_put(w, t->view.data, tensor_bytes(t)), 1);
+}
+
+static int l_commit(lua_State *L) {
+    StoreWriter *w = check_writer(L);
+    ((WriterHandle *)lua_touserdata(L, 1))->writer = NULL;
+    lua_pushboolean(L, 1);
+    return outside(L, store_writer_commit(w), 1);
+}
+
+static int l_abort(lua_State *L) {
+    WriterHandle *h = luaL_checkudata(L, 1, WRITER);
+    store_writer_abort(h->writer);
+    h->writer = NULL;
+    return 0;
+}
+
 int bind_store(lua_State *L) {
     static const luaL_Reg methods[] = {{"__gc", l_close}, {"close", l_close}, {"names", l_names}, {"info", l_info},
                                        {"metadata", l_metadata}, {"read", l_read}, {"read_rows", l_read_rows}, {NULL, NULL}};
-    static const luaL_Reg functions[] = {{"open", l_open}, {"write", l_write}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"open", l_open}, {"write", l_write}, {"writer", l_writer}, {NULL, NULL}};
+    static const luaL_Reg writing[] = {{"__gc", l_abort}, {"abort", l_abort}, {"declare", l_declare}, {"put", l_put}, {"commit", l_commit},
+                                       {NULL, NULL}};
     new_class(L, CLASS, methods);
+    new_class(L, WRITER, writing);
     lua_newtable(L);
     luaL_register(L, NULL, functions);
     return 1;

@@ -51,8 +51,19 @@ static int is_user_error(lua_State *L, int index) {
     return yes;
 }
 
-/* Adds a traceback, except to the errors that cli.fail raises and to error(), which say all that is to be said. A budget is the
- * user's to raise, wherever it ran out. */
+/* Does a message say where in a program it comes from, as FILE:LINE: does? */
+static int has_position(const char *message) {
+    for (const char *at = strchr(message, ':'); at; at = strchr(at + 1, ':')) {
+        size_t digits = strspn(at + 1, "0123456789");
+        if (digits && at[1 + digits] == ':')
+            return 1;
+    }
+    return 0;
+}
+
+/* Adds a traceback, except to the errors that cli.fail raises and to error(), which say all that is to be said, and to strings that are
+ * raised without a position: those tell of the world outside, as a disk that fails in the middle of a run. A budget is the user's to
+ * raise, wherever it ran out. */
 static int add_traceback(lua_State *L) {
     if (is_user_error(L, 1) || lua_isnil(L, 1))
         return 1;
@@ -63,6 +74,8 @@ static int add_traceback(lua_State *L) {
         lua_pushfstring(L, "%s (--memory and --ram set the budget)", budget), lua_setfield(L, -2, "message");
         return 1;
     }
+    if (lua_type(L, 1) == LUA_TSTRING && !has_position(lua_tostring(L, 1)))
+        return 1;
     if (!lua_isstring(L, 1)) {
         if (luaL_callmeta(L, 1, "__tostring") && lua_isstring(L, -1))
             lua_replace(L, 1);

@@ -4,6 +4,7 @@ local cli = require "onn.cli"
 local demo_model = require "onn.demo_model"
 local json = require "onn.core.json"
 local layers = require "onn.layers"
+local limit = require "onn.limit"
 local Model = require "onn.model"
 local profile = require "onn.profile"
 local progress = require "onn.progress"
@@ -19,7 +20,9 @@ local opt = cli.parse {
   arguments = { { "MODEL", "model directory; without it a small built-in model", optional = true } },
   options = {
     { "batch", type = "list", of = "integer", min = 1, help = "rows per update (default: 8; of the seed workload 1,8,64,128)" },
-    { "chunk", type = "list", of = "integer", min = 1, default = { 1 }, help = "stages per chunk; no effect yet: all rest in memory" },
+    { "chunk", type = "list", of = "integer", min = 1, default = { 1 }, help = "blocks that are read together where weights are streamed" },
+    { "slots", type = "integer", min = 1, help = "stream the weights through so many slots (default: all in memory if they fit)" },
+    { "prefetch", negate = true, default = true, help = "read ahead of the arithmetic" },
     { "seq-len", type = "list", of = "integer", min = 2, default = { 128 }, help = "tokens in a row" },
     { "prompt-tokens", type = "list", of = "integer", min = 1, default = { 512 }, help = "tokens of a prompt" },
     { "new-tokens", type = "list", of = "integer", min = 1, default = { 64 }, help = "tokens decoded after an empty prompt" },
@@ -130,13 +133,12 @@ for _, key in ipairs { "seq_len", "prompt_tokens", "new_tokens" } do
   opt[key] = list
 end
 local choices = { { "prompt_tokens", opt.prompt_tokens }, { "new_tokens", opt.new_tokens } }
-if opt.only ~= "generate" then
-  for _, choice in ipairs { { "seq_len", opt.seq_len }, { "chunk", opt.chunk }, { "batch", opt.batch or { 8 } } } do
-    choices[#choices + 1] = choice
-  end
-end
+if opt.only ~= "generate" then choices[3] = { "seq_len", opt.seq_len } end
+choices[#choices + 1] = { "chunk", opt.chunk }
+if opt.only ~= "generate" then choices[#choices + 1] = { "batch", opt.batch or { 8 } } end
 local rows = benchmark.product(choices)
 local p = profile.get { all = true, quiet = opt.quiet, note = function(name) cli.note("measuring %s", name) end }
+local rates = limit.rates(model)
 for _, row in ipairs(rows) do
   row.model, row.dtype, row.device, row.threads = path, model.dtype, machine.device, machine.threads
   if opt.only == "train" then row.prompt_tokens, row.new_tokens = nil, nil end
@@ -144,42 +146,50 @@ end
 if opt.dry_run then
   for _, row in ipairs(rows) do
     if row.batch then
-      local plans, limit = benchmark.plan(row, model, p, opt)
-      row.predicted_peak_bytes, row.train_limit_tokens_per_s = plans.peak, limit
+      local plans, tokens_per_s = benchmark.plan(row, model, opt, rates)
+      row.predicted_peak_bytes, row.train_limit_tokens_per_s, row.slots, row.bytes_streamed = plans.peak, tokens_per_s, plans.slots,
+        plans.bytes_per_step
     end
-    if row.prompt_tokens then
-      row.prefill_limit_tokens_per_s, row.decode_limit_tokens_per_s = benchmark.inference_limits(model, p, row.prompt_tokens)
+    local plans = row.prompt_tokens and benchmark.inference_plan(row, model, opt, rates)
+    if plans then
+      row.prefill_limit_tokens_per_s, row.decode_limit_tokens_per_s = benchmark.inference_limits(model, p, row.prompt_tokens,
+        plans.bytes_per_sweep > 0 and { prefill = plans.bytes_per_sweep, token = plans.bytes_per_sweep, rate = rates.disk() } or nil)
     end
   end
-  show(rows, { "batch", "chunk", "seq_len", "predicted_peak_bytes", "train_limit_tokens_per_s", "prefill_limit_tokens_per_s",
+  show(rows, { "batch", "chunk", "seq_len", "slots", "bytes_streamed", "predicted_peak_bytes", "train_limit_tokens_per_s", "prefill_limit_tokens_per_s",
     "decode_limit_tokens_per_s" })
   os.exit(0)
 end
 
-cli.check(model:load())
 local bar = progress.new { total = #rows, label = "benchmark", unit = "rows", quiet = opt.quiet }
 local measured = {} -- prompts and decoding do not depend on how training is done: measured once
 local function infer(row)
   local key = ("%d/%d"):format(row.prompt_tokens, row.new_tokens)
+  if measured[key] and measured[key].decode_slots then key = key .. "/" .. row.chunk end
   if not measured[key] then
-    measured[key] = { prompt_tokens = row.prompt_tokens, new_tokens = row.new_tokens }
-    benchmark.inference(measured[key], model, p, opt)
+    local figures = { prompt_tokens = row.prompt_tokens, new_tokens = row.new_tokens, chunk = row.chunk }
+    benchmark.inference(figures, model, p, opt, rates)
+    figures.chunk = nil
+    measured[key] = figures
+    if figures.decode_slots then measured[key .. "/" .. row.chunk] = figures end
   end
   for k, v in pairs(measured[key]) do row[k] = v end
 end
 watched(p, rows, function()
   for i, row in ipairs(rows) do
     if row.prompt_tokens then infer(row) end
-    if row.batch then benchmark.training(row, model, p, opt) end
+    if row.batch then benchmark.training(row, model, p, opt, rates) end
     bar:update(i, row.train_tokens_per_s and ("%.0f tokens/s"):format(row.train_tokens_per_s) or row.outcome or "")
   end
+  model:unload() -- the last look at the processors takes some of the budget
 end)
 bar:finish()
 model:close()
 local columns = {}
 if opt.only ~= "generate" then
-  columns = { "batch", "chunk", "seq_len", "micro_batch", "recompute", "train_tokens_per_s", "train_deviation", "mfu",
-    "train_limit_share", "peak_bytes", "loss", "score_efficiency", "score_speed", "score_memory", "score_overall", "outcome" }
+  columns = { "batch", "chunk", "seq_len", "micro_batch", "recompute", "slots", "bytes_streamed", "train_tokens_per_s",
+    "train_deviation", "mfu", "train_limit_share", "bound", "peak_bytes", "loss", "score_efficiency", "score_speed",
+    "score_memory", "score_overall", "outcome" }
 end
 if opt.only ~= "train" then
   for _, key in ipairs { "prompt_tokens", "prefill_tokens_per_s", "prefill_deviation", "prefill_limit_share", "new_tokens",
@@ -193,4 +203,8 @@ for _, row in ipairs(rows) do
     said[line] = true
   end
 end
-if #opt.chunk > 1 then cli.note "chunk has no effect yet: the model rests whole in memory; rows that differ in it alone are the same" end
+local streamed = false
+for _, row in ipairs(rows) do streamed = streamed or row.slots or row.decode_slots end
+if #opt.chunk > 1 and not streamed then
+  cli.note "chunk had no effect: the model rests whole in memory; rows that differ in it alone are alike"
+end

@@ -7,6 +7,7 @@ local Model = require "onn.model"
 local plan = require "onn.plan"
 local runtime = require "onn.runtime"
 local settings = require "onn.settings"
+local streaming = require "onn.streaming_options"
 local Tokenizer = require "onn.tokenizer"
 local units = require "onn.units"
 
@@ -15,7 +16,7 @@ local opt = cli.parse {
   summary = "Mean loss per supervised token of MODEL on DATA, with its perplexity and bits per byte of text.",
   example = "onn evaluate models/smollm2 held-out.jsonl --adapter adapter",
   arguments = { { "MODEL", "model directory" }, { "DATA", "held-out data" } },
-  options = {
+  options = streaming.add {
     { "adapter", type = "string", metavar = "DIR", help = "LoRA adapter to put on the model" },
     { "seq-len", type = "integer", default = 512, min = 2, help = "longest sequence in tokens" },
     { "batch", type = "integer", default = 8, min = 1, help = "sequences that go through together" },
@@ -43,7 +44,7 @@ if opt.dry_run then
   os.exit(0)
 end
 if not needs.fits then
-  cli.fail(("this run needs at least %s, the budget is %s: try a smaller --seq-len, or --memory"):format(units.bytes(needs.minimum),
+  cli.fail(("this run needs at least %s, the budget is %s: try a smaller --seq-len, or --memory"):format(units.need(needs.minimum),
     units.bytes(machine.budget)))
 end
 cli.check(model:load { ring = needs.ring })

@@ -6,17 +6,20 @@ local corpora = require "onn.core.corpus"
 local full = require "onn.nn.full"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
+local plan = require "onn.plan"
 local runtime = require "onn.runtime"
 local store = require "onn.store"
+local streaming = require "onn.streaming_options"
 local sweep = require "onn.sweep"
 local tensors = require "onn.core.tensor"
+local units = require "onn.units"
 
 local opt = cli.parse {
   name = "forward",
   summary = "Runs the `input_ids` (rows, length) of a safetensors file through MODEL and writes `logits` (rows, length, vocabulary).",
   example = "onn forward models/tiny --input ids.safetensors --output out.safetensors",
   arguments = { { "MODEL", "model directory" } },
-  options = {
+  options = streaming.add {
     { "input", type = "string", metavar = "FILE", help = "safetensors file with input_ids, and labels if wanted" },
     { "output", type = "string", metavar = "FILE", help = "safetensors file to write" },
     { "hidden", help = "write the head's input too, as `hidden`" },
@@ -29,7 +32,7 @@ if not opt.input or not opt.output then cli.fail("forward: --input FILE and --ou
 if opt.gradients and not (opt.adapter or opt.full) then
   cli.fail("forward: --gradients wants something trained: --adapter DIR or --full", 2)
 end
-runtime.apply(opt)
+local machine = runtime.apply(opt)
 
 local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
 if #model.missing > 0 then cli.fail(model:why_not()) end
@@ -46,11 +49,34 @@ if id then
 end
 local shape = ids:shape()
 if #shape ~= 2 then cli.fail(("%s: input_ids should be (rows, length)"):format(opt.input)) end
+
+-- What is written stays in memory until the end: it is no part of what the plans may use, but for the logits' first making.
+local tokens, width = shape[1] * shape[2], model.sizes.width
+local logits, hidden = tokens * model.sizes.vocabulary * 4, opt.hidden and tokens * width * 8 or 0
+local how = { chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, seq_len = shape[2] }
+local function planned(kind, more)
+  for key, value in pairs(more) do how[key] = value end
+  return plan[kind](model, how)
+end
+local needs = planned("inference", { tokens = tokens, rows = tokens, budget = machine.budget - hidden,
+  adapter = opt.adapter and lora.bytes(opt.adapter, model) })
+local rank, blocks
+if opt.adapter then
+  rank, blocks = lora.extent(opt.adapter, model)
+  cli.check(rank, blocks)
+end
+local back = opt.gradients and planned("training", { batch = shape[1], micro_batch = shape[1], rank = rank, layers = blocks, full = opt.full,
+  scratch = false, budget = machine.budget - hidden - logits })
 if opt.dry_run then
-  cli.json { model = opt.model, rows = shape[1], length = shape[2], dtype = model.dtype }
+  cli.json { model = opt.model, rows = shape[1], length = shape[2], dtype = model.dtype, plan = needs, gradients = back or nil }
   os.exit(0)
 end
-cli.check(model:load())
+local least = math.max(needs.minimum + hidden, back and back.minimum + hidden + logits or 0)
+if not needs.fits or back and not back.fits then
+  cli.fail(("forward: logits of (%d, %d, %d) take %s, and the run with them at least %s; the budget is %s: give fewer rows at a time"):format(
+    shape[1], shape[2], model.sizes.vocabulary, units.bytes(logits), units.bytes(least), units.bytes(machine.budget)))
+end
+cli.check(model:load_by(needs.ring))
 local adapter = opt.adapter and cli.check(lora.load(model, opt.adapter))
 local outputs = {}
 local b = batch.from_ids(ids, labels)
@@ -60,8 +86,10 @@ outputs.logits = carry.logits:view { shape[1], shape[2], model.sizes.vocabulary 
 if opt.hidden then outputs.hidden = carry.last_hidden:to("f32"):view { shape[1], shape[2], model.sizes.width } end
 
 if opt.gradients then
+  cli.check(model:load_by(back.ring))
   local params = adapter and lora.parameters(adapter) or full.parameters(model)
-  local total = sweep.gradient(model, { b }, { scale = 1 / b.supervised, seed = opt.seed })
+  local total = sweep.gradient(model, { b }, { scale = 1 / b.supervised, seed = opt.seed, keep_from = back.sweep.keep_from,
+    head_together = back.sweep.head_together })
   require("onn.optim").fold(params)
   outputs.loss = tensors.from_table(total / b.supervised, "f32")
   for _, p in ipairs(params) do outputs["grad." .. p.name] = p.gradients[1] end

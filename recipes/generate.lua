@@ -10,6 +10,7 @@ local plan = require "onn.plan"
 local runtime = require "onn.runtime"
 local settings = require "onn.settings"
 local signals = require "onn.core.signals"
+local streaming = require "onn.streaming_options"
 local terminal = require "onn.core.terminal"
 local Tokenizer = require "onn.tokenizer"
 local units = require "onn.units"
@@ -19,7 +20,7 @@ local opt = cli.parse {
   summary = "Continues a prompt, or answers with --chat. Only the text goes to standard output.",
   example = 'onn generate models/smollm2 --chat --prompt "What is the capital of France?"',
   arguments = { { "MODEL", "model directory" } },
-  options = {
+  options = streaming.add {
     { "prompt", type = "string", help = "the text to continue; standard input without it" },
     { "prompts", type = "string", metavar = "FILE",
       help = 'JSON lines of {"prompt"}, decoded together; one {"prompt","text"} a line comes out' },
@@ -81,7 +82,7 @@ if opt.dry_run then
 end
 if not needs.fits then
   cli.fail(("%s with %d sequences of %d tokens needs at least %s, the budget is %s (--memory and --ram set it)"):format(opt.model,
-    math.max(#prompts, 1), needs.tokens, units.bytes(needs.minimum), units.bytes(machine.budget)))
+    math.max(#prompts, 1), needs.tokens, units.need(needs.minimum), units.bytes(machine.budget)))
 end
 cli.check(model:load { ring = needs.ring })
 if opt.adapter then cli.check(lora.load(model, opt.adapter)) end

@@ -23,8 +23,11 @@ cli.check(a, model)
 local needs = {}
 if a.runnable then
   local seq_len = math.min(512, model.sizes.positions)
-  needs.generate = plan.inference(model, { tokens = seq_len, cache = 256 }).minimum
-  needs.train = plan.training(model, { rank = 8, batch = 8, micro_batch = 1, seq_len = seq_len, recompute = "on" }).peak
+  local text = { tokens = seq_len, cache = 256 }
+  local update = { rank = 8, batch = 8, micro_batch = 1, seq_len = seq_len, recompute = "on" }
+  needs.generate, needs.train = plan.inference(model, text).minimum, plan.training(model, update).peak
+  text.budget, update.budget = 1, 1 -- nothing fits: the least that streaming takes
+  needs.generate_streamed, needs.train_streamed = plan.inference(model, text).minimum, plan.training(model, update).minimum
   a.needs_bytes, a.compute_dtype = needs, model.dtype
 end
 if opt.json then
@@ -91,8 +94,10 @@ end
 
 cli.print ""
 if a.runnable then
-  cli.print(("runnable      yes, in %s: generate from %s, train from %s (LoRA, micro-batch 1, activations rebuilt)"):format(model.dtype,
-    units.bytes(needs.generate), units.bytes(needs.train)))
+  cli.print(("runnable      yes, in %s\nin memory     generate from %s, train from %s (LoRA, micro-batch 1, activations rebuilt)"):format(
+    model.dtype, units.bytes(needs.generate), units.bytes(needs.train)))
+  cli.print(("streamed      generate from %s, train from %s: weights pass through memory, read again for each token and update"):format(
+    units.bytes(needs.generate_streamed), units.bytes(needs.train_streamed)))
 else
   cli.print "runnable      no; it can be analysed. What is missing:"
   for i, line in ipairs(a.missing) do

@@ -22,7 +22,7 @@ if opt.dry_run then
   local model = cli.check(Model.open(opt.model, { dtype = "f32" }))
   local config = cli.check(files.read_json(opt.adapter .. "/adapter_config.json"))
   local bytes = memory.weights(model)
-  cli.note("would fold %s (rank %s) into %s and write %s; %s of weights are loaded for it", opt.adapter, tostring(config.r), opt.model,
+  cli.note("would fold %s (rank %s) into %s and write %s; %s of weights pass through memory, some rows at a time", opt.adapter, tostring(config.r), opt.model,
     opt.out, units.bytes(bytes))
   if opt.json then cli.json { out = opt.out, weight_bytes = bytes } end
   os.exit(0)

@@ -10,8 +10,8 @@ local units = require "onn.units"
 
 local opt = cli.parse {
   name = "optimize",
-  summary = "Times real updates of MODEL under different micro-batches, threads and recomputing, and writes universal_config.json, which "
-    .. "train and generate then use. What is learnt stays the same.",
+  summary = "Times real updates of MODEL under different micro-batches, threads and recomputing, and chunks and slots where it is larger "
+    .. "than memory; writes universal_config.json, which train and generate then use. What is learnt stays the same.",
   example = "onn optimize models/smollm2 questions.jsonl --budget 60s --report search.html",
   arguments = { { "MODEL", "model directory; without it a small built-in model", optional = true },
     { "DATA", "training data; without it random tokens in rows of --seq-len", optional = true } },
@@ -104,7 +104,7 @@ local micro = type(c.micro_batch) == "number" and tostring(c.micro_batch) or "as
 cli.print(("\nchosen: micro-batch %s, activations %s, threads %d"):format(micro, c.gradient_checkpointing and "rebuilt" or "kept",
   c.threads))
 for _, line in ipairs(s.reasons) do cli.print("  " .. line) end
-cli.print "\nno effect yet:"
+cli.print "\nno effect:"
 for _, line in ipairs(s.no_effect) do cli.print("  " .. line) end
 local e = s.scores
 cli.print(("\nequitable scores: efficiency %.4g, speed %.4g, memory %.4g, overall %.4g"):format(e.efficiency, e.speed, e.memory, e.overall))

@@ -14,6 +14,7 @@ local signals = require "onn.core.signals"
 local system = require "onn.core.system"
 local tensors = require "onn.core.tensor"
 local Tokenizer = require "onn.tokenizer"
+local training = require "onn.training"
 
 local opt = cli.parse {
   name = "pretrain",
@@ -64,7 +65,7 @@ if opt.dry_run then
   if cli.wants_json() then cli.json(plans) end
   os.exit(0)
 end
-if not plans.fits then cli.fail(report.too_large(plans, machine)) end
+if not plans.fits then cli.fail("pretrain: " .. training.too_large(plans, machine.budget)) end
 
 local tokenizer = cli.check(Tokenizer.open(part))
 local set = cli.check(data.open(opt.data, tokenizer, opt))

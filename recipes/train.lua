@@ -56,7 +56,7 @@ if opt.dry_run then
   if cli.wants_json() then cli.json(plans) end
   os.exit(0)
 end
-if not plans.fits then cli.fail(report.too_large(plans, machine)) end
+if not plans.fits then cli.fail("train: " .. training.too_large(plans, machine.budget)) end
 cli.check(model:load { ring = plans.ring, progress = report.loading(#model.stages) })
 
 local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle ~= false,
@@ -93,8 +93,8 @@ signals.handle(true)
 -- Returns the signal that ended it, or nil.
 local function train()
   while session.step < total do
-    for update, cursor in data.batches(set, order) do
-      local began = system.now()
+    local began = system.now()
+    for update, cursor in session:ahead(data.batches(set, order), plans.ahead_tokens) do
       local result = session:update(update, order.epoch)
       for _, b in ipairs(update) do batch.free(b) end
       order.cursor = cursor
@@ -107,6 +107,7 @@ local function train()
       if signals.pending() then return signals.pending() end
       if opt.save_every and session.step % opt.save_every == 0 and session.step < total then save() end
       if session.step >= total then return end
+      began = system.now()
     end
     order.epoch, order.cursor = order.epoch + 1, 0
   end

@@ -11,9 +11,9 @@ typedef struct Rows {
     const View *dy, *g, *u;
 } Rows;
 
-/* Two loops for each gate: its value and its slope are inlined. */
+/* Loops for each gate and dtype: its value and its slope are inlined. */
 #define GATE(name, value, slope) \
-    static void name##_row(const Rows *a, int64_t r, Dtype dtype) { \
+    INLINE void name##_loop(const Rows *a, int64_t r, const Dtype dtype) { \
         const void *g = row_at(a->g, r), *u = row_at(a->u, r); \
         void *y = row_at(a->y, r); \
         int64_t width = view_width(a->g); \
@@ -22,7 +22,7 @@ typedef struct Rows {
             vec_give(y, dtype, i, width - i, value(x) * vec_take(u, dtype, i, width - i)); \
         } \
     } \
-    static void name##_row_backward(const Rows *a, int64_t r, Dtype dtype) { \
+    INLINE void name##_loop_backward(const Rows *a, int64_t r, const Dtype dtype) { \
         const void *dy = row_at(a->dy, r), *g = row_at(a->g, r), *u = row_at(a->u, r); \
         void *dg = row_at(a->dg, r), *du = row_at(a->du, r); \
         int64_t width = view_width(a->g); \
@@ -32,6 +32,12 @@ typedef struct Rows {
             vec_give(dg, dtype, i, n, d * up * slope(x)); \
             vec_give(du, dtype, i, n, d * value(x)); \
         } \
+    } \
+    static void name##_row(const Rows *a, int64_t r, Dtype dtype) { \
+        dtype == F32 ? name##_loop(a, r, F32) : name##_loop(a, r, BF16); \
+    } \
+    static void name##_row_backward(const Rows *a, int64_t r, Dtype dtype) { \
+        dtype == F32 ? name##_loop_backward(a, r, F32) : name##_loop_backward(a, r, BF16); \
     }
 GATE(silu, vec_silu, vec_silu_slope)
 GATE(gelu, vec_gelu, vec_gelu_slope)

@@ -88,19 +88,35 @@ static inline float vec_sum(Vec v) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-/* e^x, relative error under 2e-7 on [-87, 88]; 0 below, inf above; Cody-Waite reduction and a degree 6 polynomial. */
+/* x within [low, high]; a NaN stays one. */
+static inline Vec vec_clamp(Vec x, float low, float high) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_min_ps((__m512)vec_set(high), _mm512_max_ps((__m512)vec_set(low), (__m512)x));
+#elif defined(__AVX2__)
+    return (Vec)_mm256_min_ps((__m256)vec_set(high), _mm256_max_ps((__m256)vec_set(low), (__m256)x));
+#else
+    return (Vec)_mm_min_ps((__m128)vec_set(high), _mm_max_ps((__m128)vec_set(low), (__m128)x));
+#endif
+}
+
+/* e^r for |r| <= ln 2 / 2: Cephes' polynomial of degree 6. */
+static inline Vec vec_exp_rest(Vec r) {
+    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    return p * r * r + r + 1.0f;
+}
+
+/* e^x, relative error under 2e-7 on [-87, 88]; 0 below, inf above; Cody-Waite reduction and a polynomial. */
 static inline Vec vec_exp(Vec x) {
     Vec clamped = vec_min(vec_max(x, vec_set(-87.3f)), vec_set(88.7f));
     Vec n = clamped * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer in the low bits */
     VecI k = (VecI)n - 0x4b400000;
     n -= 12582912.0f;
     Vec r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
-    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    Vec p = vec_exp_rest(r);
     VecI half = k >> 1; /* two factors, so that the scale itself stays a normal number at both ends */
     p = p * (Vec)((half + 127) << 23) * (Vec)((k - half + 127) << 23);
     VecI low = x < -87.3f, high = x > 88.7f, nan = x != x;

@@ -84,6 +84,28 @@ Status KERNEL(sum_rows)(View *y, const View *x, const View *starts) {
     return OK;
 }
 
+typedef double VecD __attribute__((vector_size(LANES * 8)));
+
+/* Sum of n elements from i on, or of their squares: a lane's sum each, then the lanes in order. */
+INLINE double total_of(const void *row, const Dtype dtype, int64_t i, int64_t n, const int square, int64_t *bad) {
+    VecD sum = {0};
+    VecI finite = {0};
+    int64_t lanes = 0;
+    for (int64_t end = i + n; i < end; i += LANES, lanes += LANES) {
+        Vec v = vec_take(row, dtype, i, end - i);
+        VecD wide = __builtin_convertvector(v, VecD);
+        finite -= v - v == 0;
+        sum += square ? wide * wide : wide;
+    }
+    double total = 0;
+    for (int k = 0; k < LANES; k++) {
+        total += sum[k];
+        lanes -= finite[k];
+    }
+    *bad = lanes;
+    return total;
+}
+
 Status KERNEL(total)(double *total, int64_t *bad, const View *x, int square) {
     enum { BLOCK = 4096 };
     int64_t rows = view_rows(x), width = view_width(x);
@@ -98,14 +120,12 @@ Status KERNEL(total)(double *total, int64_t *bad, const View *x, int square) {
 #pragma omp parallel for reduction(+ : wrong) if (view_count(x) >= 1 << 15)
     for (int64_t b = 0; b < blocks; b++) {
         const void *row = row_at(x, b / per_row);
-        int64_t i = b % per_row * BLOCK, end = i + BLOCK < width ? i + BLOCK : width;
-        double sum = 0;
-        for (; i < end; i++) {
-            float v = scalar_get(row, x->dtype, i);
-            wrong += !(v - v == 0);
-            sum += square ? (double)v * (double)v : (double)v;
-        }
-        part[b] = sum;
+        int64_t i = b % per_row * BLOCK, n = i + BLOCK < width ? BLOCK : width - i, bad_here;
+        if (x->dtype == F32)
+            part[b] = square ? total_of(row, F32, i, n, 1, &bad_here) : total_of(row, F32, i, n, 0, &bad_here);
+        else
+            part[b] = total_of(row, x->dtype, i, n, square, &bad_here);
+        wrong += bad_here;
     }
     double sum = 0;
     for (int64_t b = 0; b < blocks; b++)

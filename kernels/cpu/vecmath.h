@@ -13,9 +13,13 @@ static inline Vec vec_relu(Vec x) { return vec_maximum(x, vec_set(0)); }
 static inline Vec vec_relu_slope(Vec x) { return vec_select(x > 0, vec_set(1), vec_set(0)); }
 
 static inline Vec vec_sqrt(Vec x) {
-    for (int i = 0; i < LANES; i++)
-        x[i] = __builtin_sqrtf(x[i]);
-    return x;
+#if defined(__AVX512F__)
+    return (Vec)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_sqrt_ps((__m256)x);
+#else
+    return (Vec)_mm_sqrt_ps((__m128)x);
+#endif
 }
 
 /* Natural logarithm: Cephes' polynomial on [sqrt(1/2), sqrt(2)) after the exponent is split off. */
@@ -46,7 +50,26 @@ static inline Vec vec_log(Vec x) {
     return vec_select((x < 0) | (x != x), vec_set(__builtin_nanf("")), y);
 }
 
-static inline Vec vec_sigmoid(Vec x) { return 1.0f / (1.0f + vec_exp(-x)); }
+/* 1 / x of normal x whose reciprocal is normal. */
+static inline Vec vec_reciprocal(Vec x) {
+#ifdef __AVX512F__
+    Vec y = (Vec)_mm512_rcp14_ps((__m512)x); /* a division takes as long as all of e^x */
+    return y + y * (1.0f - x * y);
+#else
+    return 1.0f / x;
+#endif
+}
+
+/* 1 / (1 + e^-x); 0 below -87.3; a NaN stays one. */
+static inline Vec vec_sigmoid(Vec x) {
+    Vec r = vec_clamp(x, -87.3f, 87.3f), n;
+    VecI low = x < -87.3f;
+    n = r * -1.44269504088896341f + 12582912.0f;
+    VecI scale = ((VecI)n << 23) + 0x3f800000;
+    n -= 12582912.0f;
+    r = -r - n * 0.693359375f + n * 2.12194440e-4f;
+    return (Vec)(~low & (VecI)vec_reciprocal(1.0f + vec_exp_rest(r) * (Vec)scale));
+}
 
 /* tanh: Cephes' polynomial below 0.625, 1 - 2 / (e^2|x| + 1) above. */
 static inline Vec vec_tanh(Vec x) {

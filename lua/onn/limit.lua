@@ -4,19 +4,23 @@ local profile = require "onn.profile"
 
 local limit = {}
 
--- The rates that a model runs at here: flops (FLOP/s, the highest measured of products in its arithmetic), flops_at(rows) (of products
--- of so many tokens), disk(), write() (bytes/s at which its own files are read past the page cache, and at which its disk is written
--- to; measured when first asked for).
+-- The rates that a model runs at here: flops (FLOP/s, the highest measured of products in its arithmetic); product (FLOP/s) and pass
+-- (bytes/s of weights), see onn.probes; copy (bytes/s within memory); disk(), write() (bytes/s at which its own files
+-- are read past the page cache, and at which its disk is written to; measured when first asked for).
 function limit.rates(model)
-  local p = profile.get { quiet = true }
-  local rates, disk = { flops = profile.peak_flops(p, model.dtype) }, nil
-  function rates.flops_at(rows) return profile.flops_at(p, model.dtype, rows) end
-  local function measured()
-    disk = disk or profile.disk(model)
-    return disk
+  local p = profile.get { quiet = true, sections = { "products", "passes", "memory" } }
+  local rates, read, written = { flops = profile.peak_flops(p, model.dtype) }, nil, nil
+  for _, one in ipairs(p.passes) do if one.dtype == model.dtype then rates.product, rates.pass = one.flops, one.bytes end end
+  rates.product, rates.pass = rates.product or rates.flops, rates.pass or rates.flops -- arithmetic that is not fast here
+  rates.copy = profile.memory_rate(p, "copy", 2 ^ 26)
+  function rates.disk()
+    read = read or profile.disk_read(model)
+    return read
   end
-  function rates.disk() return measured().read end
-  function rates.write() return measured().write end
+  function rates.write()
+    written = written or profile.disk_write(".", rates.disk())
+    return written
+  end
   return rates
 end
 

@@ -8,6 +8,7 @@ local scope = require "onn.scope"
 local Session = require "onn.session"
 local system = require "onn.core.system"
 local tensors = require "onn.core.tensor"
+local units = require "onn.units"
 
 local measure = {}
 
@@ -29,19 +30,40 @@ local function random_ids(model, count, seed)
   return ids
 end
 
+-- The plan of measure.inference() under the same options.
+function measure.inference_plan(model, opt)
+  local longest = math.max(opt.prompt_tokens, opt.new_tokens)
+  local plans = plan.inference(model, { tokens = math.min(512, opt.prompt_tokens), carried = opt.prompt_tokens, sequences = opt.sequences,
+    cache = longest, seq_len = longest, budget = opt.budget, chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch,
+    rates = opt.rates })
+  if not plans.fits then
+    error(("over the memory budget: at least %s are needed, %s are there"):format(units.bytes(plans.minimum), units.bytes(opt.budget)), 0)
+  end
+  return plans
+end
+
 -- Prompt processing and decoding in tokens/s, as llama-bench counts them: one warm-up, then `repeats` runs on random tokens.
--- opt: prompt_tokens, new_tokens, repeats, sequences (decoded together; default 1). Returns two lists of tokens/s.
+-- opt: prompt_tokens, new_tokens, repeats, sequences (decoded together; default 1), budget (where it does not hold the model, the
+-- weights are streamed), chunk, slots, prefetch. Returns two lists of tokens/s, and the plan with bytes_prefill and bytes_token: what a
+-- prompt and a step of decoding read, on average.
 function measure.inference(model, opt)
   local prefill, decode = {}, {}
   local sequences = opt.sequences or 1
+  local plans = measure.inference_plan(model, opt)
+  assert(model:load_by(plans.ring))
+  plans.bytes_prefill, plans.bytes_token = 0, 0
   for run = 0, opt.repeats do
     local ids = random_ids(model, opt.prompt_tokens)
-    local cache = Cache.new(model, 1, opt.prompt_tokens)
+    local cache, streamed = Cache.new(model, 1, opt.prompt_tokens), model:streamed()
     local began = system.now()
     generator.prefill(model, cache, { ids })[1]:free()
     local seconds = system.now() - began
     cache:free()
-    if run > 0 then prefill[run] = opt.prompt_tokens / seconds end
+    if run > 0 then
+      prefill[run] = opt.prompt_tokens / seconds
+      plans.bytes_prefill = plans.bytes_prefill + (model:streamed() - streamed) / opt.repeats
+    end
+    streamed = model:streamed()
     cache = Cache.new(model, sequences, opt.new_tokens)
     local token = {}
     began = system.now()
@@ -51,9 +73,12 @@ function measure.inference(model, opt)
     end
     seconds = system.now() - began
     cache:free()
-    if run > 0 then decode[run] = opt.new_tokens * sequences / seconds end
+    if run > 0 then
+      decode[run] = opt.new_tokens * sequences / seconds
+      plans.bytes_token = plans.bytes_token + (model:streamed() - streamed) / opt.repeats / opt.new_tokens
+    end
   end
-  return prefill, decode
+  return prefill, decode, plans
 end
 
 -- An endless source of updates of random tokens, each a list of micro-batches: batch rows of seq_len tokens.
@@ -73,18 +98,13 @@ function measure.random_updates(model, opt)
   end
 end
 
--- Training updates: tokens, tokens/s, seconds and loss of each, the plan that ran and the peak in bytes. The first is not counted
--- (memory is touched for the first time in it). opt: batch, seq_len, micro_batch, recompute, rank, layers, full, budget; steps (counted
--- updates), limit (seconds after which no second counted update begins), updates (a source of updates; default: random tokens).
--- Leaves a LoRA-trained model as it was.
-function measure.training(model, opt)
-  local plans = plan.training(model, opt)
-  local session = assert(Session.new(model, { rank = opt.rank, layers = opt.layers, full = opt.full, sweep = plans.sweep,
+local function updates(model, opt, plans, carries)
+  local session = assert(Session.new(model, { rank = opt.rank, layers = opt.layers, full = opt.full, sweep = plans.sweep, carries = carries,
     schedule = "constant", warmup = 0, total_steps = opt.steps + 1 }))
   local next_update = opt.updates or measure.random_updates(model, { batch = opt.batch, seq_len = opt.seq_len,
     micro_batch = plans.micro_batch })
   local rates, losses, seconds, tokens, began = {}, {}, {}, {}, system.now()
-  tensors.reset_peak()
+  local bytes = { read = {}, spilled = {} }
   for step = 0, opt.steps do
     local micros = next_update()
     if not micros then break end
@@ -93,16 +113,36 @@ function measure.training(model, opt)
     local took = system.now() - start
     for _, b in ipairs(micros) do batch.free(b) end
     losses[step + 1], seconds[step + 1], tokens[step + 1], rates[step + 1] = result.loss, took, result.tokens, result.tokens / took
+    bytes.read[step + 1], bytes.spilled[step + 1] = result.bytes_streamed + result.bytes_fetched, result.bytes_spilled
     if opt.limit and step > 0 and system.now() - began + took > opt.limit then break end
   end
   local peak, first = tensors.memory().peak, seconds[1]
   session:close()
   if #seconds > 1 then
-    table.remove(seconds, 1)
-    table.remove(rates, 1)
-    table.remove(tokens, 1)
+    for _, list in ipairs { seconds, rates, tokens, bytes.read, bytes.spilled } do table.remove(list, 1) end
   end
-  return { rates = rates, tokens = tokens, losses = losses, seconds = seconds, first_seconds = first, plan = plans, peak = peak }
+  return { rates = rates, tokens = tokens, losses = losses, seconds = seconds, first_seconds = first, plan = plans, peak = peak,
+    bytes_read = measure.spread(bytes.read).mean, bytes_written = measure.spread(bytes.spilled).mean }
+end
+
+-- Training updates: tokens, tokens/s, seconds and loss of each, the plan that ran, the peak in bytes, and bytes_read and bytes_written
+-- of an update (weights streamed, carries spilled). The first is not counted (memory is touched for the first time in it). The model is
+-- loaded as the plan says. opt: batch, seq_len, row_tokens, micro_batch, recompute, rank, layers, full, budget, chunk, slots, prefetch, rates; steps
+-- (counted updates), limit (seconds after which no second counted update begins), updates (a source of updates; default: random tokens).
+-- Leaves a LoRA-trained model as it was.
+function measure.training(model, opt)
+  local plans = plan.training(model, opt)
+  if not plans.fits then
+    error(("over the memory budget: at least %s are needed, %s are there"):format(units.bytes(plans.minimum), units.bytes(opt.budget)), 0)
+  end
+  assert(model:load_by(plans.ring))
+  tensors.reset_peak()
+  local temporary = plans.carries.quota and assert(system.make_temp_dir()) or nil
+  local ok, result = pcall(updates, model, opt, plans, { quota = plans.carries.quota or math.huge, expected = plans.carries.expected,
+    scratch = temporary })
+  if temporary then system.remove_tree(temporary) end
+  if not ok then error(result, 0) end
+  return result
 end
 
 return measure

@@ -4,26 +4,25 @@ local files = require "onn.files"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
 local model_files = require "onn.model_files"
-local scope = require "onn.scope"
 local system = require "onn.core.system"
-local tensors = require "onn.core.tensor"
 
 local merge = {}
 
-local stored_names = { F32 = "f32", BF16 = "bf16", F16 = "f16" }
-
--- One merged weight in `dtype`, and what rounding cost: sum of squared errors, sum of squared changes, the largest error.
-local function merged(weight, one, dtype)
-  return scope(function()
-    local change = core.affine(core.matmul(one.B, one.A), one.scale, 0)
-    local exact = core.binary(weight:to "f32", change, "add")
+-- Makes the function of onn.model_files that folds one module into its weight's rows; `cost` sums up what rounding costs: squares of the
+-- errors and of the changes, the largest error.
+local function folding(one, cost)
+  return function(rows, first, dtype)
+    local B = one.B:narrow(1, first + 1, rows:size(1))
+    local change = core.affine(core.matmul(B, one.A), one.scale, 0)
+    local exact = core.binary(rows:to "f32", change, "add")
     local _, bad = core.total(exact, false)
-    if bad > 0 then return nil, ("the merged weight '%s' is not finite"):format(one.name) end
+    if bad > 0 then return nil, ("the merged weight '%s' is not finite"):format(one.name), "format" end
     local rounded = exact:to(dtype)
     local errors = core.binary(rounded:to "f32", exact, "sub")
-    local largest = core.reduce(core.unary(errors, "abs"):view { errors:numel() }, "max"):item()
-    return rounded, { squares = core.total(errors, true), change = core.total(change, true), largest = largest }
-  end)
+    cost.largest = math.max(cost.largest, core.reduce(core.unary(errors, "abs"):view { errors:numel() }, "max"):item())
+    cost.squares, cost.change = cost.squares + core.total(errors, true), cost.change + core.total(change, true)
+    return rounded
+  end
 end
 
 -- opt: model, adapter, out, storage ("stored"|"f32"|"bf16"), overwrite.
@@ -37,31 +36,17 @@ function merge.run(opt)
   local model, message, code = Model.open(opt.model, { dtype = "f32" })
   if not model then return nil, message, code end
   if #model.missing > 0 then return nil, model:why_not(), "format" end
-  local ok
-  ok, message, code = model:load()
-  if not ok then return nil, message, code end
   local adapter
   adapter, message, code = lora.load(model, opt.adapter)
   if not adapter then return nil, message, code end
-  local by_name = {}
-  for _, one in ipairs(adapter.modules) do by_name[one.name .. ".weight"] = one end
-  local loaded = {}
-  for _, item in ipairs(model:linear_layers()) do loaded[item.layer.name .. ".weight"] = item.layer.weight end
-  local values, squares, change, largest, count = {}, 0, 0, 0, 0
-  for _, name in ipairs(model.store:names()) do
-    local dtype = opt.storage == "stored" and stored_names[model.store:info(name).dtype] or opt.storage
-    if by_name[name] then
-      local value, cost = merged(loaded[name], by_name[name], dtype)
-      if not value then return nil, cost, "format" end
-      values[name], count = value, count + 1
-      squares, change, largest = squares + cost.squares, change + cost.change, math.max(largest, cost.largest)
-    end
-  end
+  local values, cost = {}, { squares = 0, change = 0, largest = 0 }
+  for _, one in ipairs(adapter.modules) do values[one.name .. ".weight"] = folding(one, cost) end
+  local ok
   ok, message, code = model_files.write(model, opt.out, values, opt.storage ~= "stored" and opt.storage or nil)
   if not ok then return nil, message, code end
-  for _, value in pairs(values) do if tensors.is_tensor(value) then value:free() end end
-  local lossy = squares > 0
-  return { merged = count, out = opt.out, rounding = lossy and { largest = largest, relative = math.sqrt(squares / change) } or nil }
+  model:close()
+  return { merged = #adapter.modules, out = opt.out,
+    rounding = cost.squares > 0 and { largest = cost.largest, relative = math.sqrt(cost.squares / cost.change) } or nil }
 end
 
 return merge

@@ -10,12 +10,6 @@ local trace = require "onn.trace"
 local Model = {}
 Model.__index = Model
 
-local function range(first, last)
-  local list = {}
-  for i = first, last do list[#list + 1] = i end
-  return list
-end
-
 -- The arithmetic's dtype: "auto" keeps f32 for f32 checkpoints and takes bf16 for 16-bit ones where the processor has it.
 local function choose_dtype(wanted, store)
   if wanted and wanted ~= "auto" then return wanted end
@@ -86,7 +80,7 @@ function Model:load_stage(stage)
   return true
 end
 
--- Brings all weights to memory, or with opt.ring ({slots, chunk, prefetch, direct}) opens the ring that they will pass through.
+-- Brings all weights to memory, or with opt.ring ({slots, chunk, tile, prefetch, direct}) opens the ring that they will pass through.
 -- opt.progress(done, total) is called after each stage. Returns true, or nil, message, code.
 function Model:load(opt)
   opt = opt or {}
@@ -95,6 +89,7 @@ function Model:load(opt)
   local message, code
   if opt.ring then
     self.ring, message, code = require("onn.ring").open(self, opt.ring)
+    self.loaded_as = opt.ring
     return self.ring and true or nil, message, code
   end
   for i, stage in ipairs(self.stages) do
@@ -157,7 +152,11 @@ end
 -- Intermediates are freed as it goes.
 function Model:forward_all(items)
   local last = #self.stages
-  if self.ring then self.ring:schedule(range(1, last)) end
+  if self.ring then
+    local visits = {}
+    for i = 1, last do visits[i] = { at = i, times = #items, forward = true } end
+    self.ring:schedule(visits)
+  end
   local function around(item, step)
     local before = item.carry
     item.carry = scope(step, before)
@@ -200,19 +199,39 @@ function Model:streamed() return self.ring and self.ring:stats().bytes or 0 end
 local function free_weights(stage)
   for role, w in pairs(stage.weights) do
     if core.is_tensor(w) then w:free() elseif role ~= "head" and role ~= "embed" then
-      w.weight:free()
+      if core.is_tensor(w.weight) then w.weight:free() end
       if w.bias then w.bias:free() end
+      w.weight, w.bias = nil, nil
     end
   end
   stage.weights = nil
 end
 
-function Model:close()
+-- Frees the weights, or closes the ring that they pass through; adapters stay. The store is open still: load() can follow.
+function Model:unload()
   for _, stage in ipairs(self.stages or {}) do if stage.weights then free_weights(stage) end end
   if self.ring then self.ring:close() end
+  self.resident, self.ring, self.loaded_as = false, nil, nil
+end
+
+-- Two ways of loading: do they put the same weights in the same places?
+local function alike(a, b)
+  if not a or not b then return a == b end
+  for _, key in ipairs { "slots", "chunk", "tile", "prefetch", "direct" } do if a[key] ~= b[key] then return false end end
+  return true
+end
+
+-- Loads the model as a plan says (its `ring`, or nil: all in memory), unloading it first where it is loaded in another way.
+-- Returns true, or nil, message, code.
+function Model:load_by(ring, progress)
+  if (self.resident or self.ring) and not alike(self.loaded_as, ring) then self:unload() end
+  return self:load { ring = ring, progress = progress }
+end
+
+function Model:close()
+  self:unload()
   if self.angles then self.angles:free() end
   self.store:close()
-  self.resident, self.ring = false, nil
 end
 
 return Model

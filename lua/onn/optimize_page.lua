@@ -7,8 +7,11 @@ local entities = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ['"'] = "&qu
 local function escape(text) return (tostring(text):gsub("[&<>\"]", entities)) end
 
 local function label(t)
-  return ("micro-batch %d, %s, %d thread%s"):format(t.micro_batch, t.recompute and "rebuilt" or "kept", t.threads,
-    t.threads > 1 and "s" or "")
+  local kept = not t.recompute and "kept" or (t.blocks_kept or 0) > 0 and ("%d kept"):format(t.blocks_kept) or "rebuilt"
+  local way = t.plan or t -- a candidate of the search, or a row of what it found
+  local streamed = way.slots and (", %d slots of %s"):format(way.slots, way.tile and "row tiles" or way.chunk > 1
+    and ("%d blocks"):format(way.chunk) or "1 block") or ""
+  return ("micro-batch %d, %s, %d thread%s%s"):format(t.micro_batch, kept, t.threads, t.threads > 1 and "s" or "", streamed)
 end
 page.label = label
 
@@ -105,7 +108,7 @@ function page.render(found, p, title)
     "<h2>Why</h2><ul>" .. table.concat(reasons) .. "</ul>",
     "<h2>Trials</h2><table><tr><th>settings</th><th>tokens/s</th><th>of default</th><th>peak</th><th>updates</th><th>outcome</th></tr>",
     table.concat(rows, "\n"), "</table>", speed_and_memory(found), product_rates(p, s.roofline),
-    "<h2>No effect yet</h2><ul>" .. table.concat(none) .. "</ul></html>" }, "\n") .. "\n"
+    "<h2>No effect</h2><ul>" .. table.concat(none) .. "</ul></html>" }, "\n") .. "\n"
 end
 
 return page

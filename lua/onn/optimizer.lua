@@ -6,6 +6,7 @@ local data = require "onn.data"
 local inspect = require "onn.inspect"
 local json = require "onn.core.json"
 local layers = require "onn.layers"
+local limit = require "onn.limit"
 local nearest = require "onn.nearest"
 local profile = require "onn.profile"
 local runtime = require "onn.runtime"
@@ -23,11 +24,15 @@ Optimizer.__index = Optimizer
 local known = { "memory", "ram", "threads", "dtype", "seed", "batch", "seq_len", "rank", "layers", "count", "ratio", "data", "pack",
   "micro_batch", "recompute" }
 
--- Settings that this build accepts and that change nothing while a model rests whole in memory.
-Optimizer.no_effect = {
-  "chunk_size: the model rests whole in memory, so nothing is brought in chunks; it is written as the number of layers",
-  "use_pinned_memory, use_memory_mapping: weights are read once, at the start",
-}
+-- What the settings' file holds and this run does not use; plan: the winner's.
+local function no_effect(plan)
+  local list = json.array { "use_pinned_memory, use_memory_mapping: weights are read past the page cache, into slots, or once at the start" }
+  if not plan.slots then
+    table.insert(list, 1, "chunk_size: the model rests whole in memory, so nothing is brought in chunks and chunk and slots were not "
+      .. "searched; it is written as the number of layers")
+  end
+  return list
+end
 
 -- path: a model that can be run. options: batch (8 rows per update), seq_len (512), rank (8), layers ("all"), data (a file; without it
 -- random tokens), micro_batch, recompute, threads (fixed if given), memory, ram, dtype, seed, pack. Raises with one line when the model
@@ -66,7 +71,7 @@ end
 local function trial_rows(self, budget)
   local opt, rows = self.opt, self.opt.batch
   local pilot = trial.run({ model = self.model.path, dtype = self.model.dtype, data = opt.data, pack = opt.pack, batch = 1, micro_batch = 1,
-    seq_len = opt.seq_len, recompute = opt.recompute == "on", threads = opt.threads or system.cpu_count(), rank = opt.rank,
+    seq_len = opt.seq_len, recompute = opt.recompute or "auto", threads = opt.threads or system.cpu_count(), rank = opt.rank,
     layers = opt.layers, seed = opt.seed, memory = self.budget, steps = 1, limit = 0 }, budget / 2)
   local each = pilot.outcome == "ok" and pilot.seconds[1] / pilot.tokens[1] * self.row_tokens
     or pilot.outcome == "timeout" and budget or 0 -- what fails otherwise fails again, and is told, in the search
@@ -78,7 +83,8 @@ end
 
 -- One candidate as tables show it.
 local function entry(c, result)
-  return { micro_batch = c.micro_batch, recompute = c.recompute, threads = c.threads, outcome = c.outcome, message = c.message,
+  return { micro_batch = c.micro_batch, recompute = c.recompute, blocks_kept = c.plan.kept, threads = c.threads,
+    chunk = c.plan.chunk or nil, tile = c.plan.tile or nil, slots = c.plan.slots, bytes_read = c.bytes_read, outcome = c.outcome, message = c.message,
     tokens_per_s = c.median, deviation = c.spread and c.spread.deviation, updates = #c.rates, peak_mb = c.peak and c.peak / 1e6,
     predicted_seconds = c.predicted, seconds = c.median and result.tokens / c.median,
     loss = c.loss, default = c.default, pareto = c.pareto, winner = c == result.winner or nil }
@@ -86,14 +92,19 @@ end
 
 -- Why the winner is as fast as it is: what its arithmetic and its reads need at least, against what was measured.
 local function roofline(self, p, c, tokens)
-  local weights, micros = c.plan.weights, math.max(1, tokens / self.row_tokens / c.micro_batch)
+  local weights, micros = c.plan.streamed or c.plan.weights, math.max(1, tokens / self.row_tokens / c.micro_batch)
   local sweeps = 2 + (c.recompute and 1 or 0)
   local peak = profile.peak_flops(p, self.model.dtype)
   local r = { tokens = tokens, flops = c.plan.flops_per_token * tokens, peak_flops = peak, bytes = weights * sweeps * micros,
     bandwidth = profile.memory_rate(p, "read", weights), seconds = tokens / c.median }
   r.compute_seconds, r.memory_seconds = r.flops / r.peak_flops, r.bytes / r.bandwidth
-  r.limit_seconds = math.max(r.compute_seconds, r.memory_seconds)
-  r.bound, r.limit_share = r.compute_seconds >= r.memory_seconds and "compute" or "memory", r.limit_seconds / r.seconds
+  r.disk_read, r.disk_written, r.disk_seconds = c.bytes_read or 0, c.bytes_written or 0, 0
+  if r.disk_read + r.disk_written > 0 then
+    r.disk_seconds = r.disk_read / self.rates.disk() + r.disk_written / self.rates.write()
+  end
+  r.limit_seconds = math.max(r.compute_seconds, r.memory_seconds, r.disk_seconds)
+  r.bound = r.disk_seconds == r.limit_seconds and "disk" or r.compute_seconds >= r.memory_seconds and "compute" or "memory"
+  r.limit_share = r.limit_seconds / r.seconds
   return r
 end
 
@@ -108,7 +119,11 @@ local function reasons(result, roof)
     if winner.threads ~= default.threads then
       list[#list + 1] = ("%d threads instead of %d"):format(winner.threads, default.threads)
     end
-    if winner.recompute ~= default.recompute then
+    if winner.plan.slots and (winner.plan.chunk ~= default.plan.chunk or winner.plan.slots ~= default.plan.slots) then
+      list[#list + 1] = ("%d slots of %s: %s read for an update instead of %s"):format(winner.plan.slots, units.bytes(winner.plan.slot),
+        units.bytes(winner.bytes_read), units.bytes(default.bytes_read))
+    end
+    if winner.plan.flops_per_token ~= default.plan.flops_per_token then
       list[#list + 1] = ("%s per token instead of %s"):format(units.operations(winner.plan.flops_per_token),
         units.operations(default.plan.flops_per_token))
     end
@@ -121,6 +136,10 @@ local function reasons(result, roof)
     units.seconds(roof.compute_seconds), units.flops(roof.peak_flops))
   list[#list + 1] = ("it reads %s of weights: %s at %s"):format(units.bytes(roof.bytes), units.seconds(roof.memory_seconds),
     units.rate(roof.bandwidth))
+  if roof.disk_read + roof.disk_written > 0 then
+    list[#list + 1] = ("and %s from disk, %s to it: %s"):format(units.bytes(roof.disk_read), units.bytes(roof.disk_written),
+      units.seconds(roof.disk_seconds))
+  end
   list[#list + 1] = ("it took %s: %.0f %% of the limit, bound by %s"):format(units.seconds(roof.seconds), 100 * roof.limit_share,
     roof.bound)
   return list
@@ -165,13 +184,13 @@ function Optimizer:find_optimal_config(options)
   local note = options.note or function() end
   local p = profile.get { all = true, note = function(name) note("measuring " .. name) end }
   if profile.doubt(p) then note(profile.doubt(p)) end
-  self.row_tokens = tokens_per_row(self)
+  self.profile, self.rates, self.row_tokens = p, limit.rates(self.model), tokens_per_row(self)
   local rows = trial_rows(self, budget)
   if rows < opt.batch then
     note(("trials take updates of %d rows instead of %d, so that several fit into %s; training keeps %d"):format(rows, opt.batch,
       units.seconds(budget), opt.batch))
   end
-  local s = { path = self.model.path, model = self.model, profile = p, budget = self.budget, rows = rows,
+  local s = { path = self.model.path, model = self.model, profile = p, rates = self.rates, budget = self.budget, rows = rows,
     deadline = began + 0.95 * budget - 0.2, row_tokens = self.row_tokens, seq_len = opt.seq_len, rank = opt.rank, layers = self.layers,
     layers_text = opt.layers, data = opt.data, pack = opt.pack, seed = opt.seed, progress = options.progress,
     fixed = { micro_batch = opt.micro_batch, recompute = opt.recompute, threads = opt.threads } }
@@ -191,8 +210,8 @@ function Optimizer:find_optimal_config(options)
   for _, one in ipairs(result.front) do front[#front + 1] = entry(one, result) end
   local active = active_layers(self)
   self.found = { architecture = inspect.summary(self.analysis), hardware = profile.hardware(p), config = {
-    chunk_size = self.model.sizes.layers, batch_size = opt.batch, use_pinned_memory = false, use_memory_mapping = false,
-    gradient_checkpointing = c.recompute, compute_dtype = self.model.dtype, storage_dtype = storage_dtype(self.analysis),
+    chunk_size = c.plan.chunk or c.plan.slots and 1 or self.model.sizes.layers, batch_size = opt.batch, use_pinned_memory = false, use_memory_mapping = false,
+    gradient_checkpointing = c.mode == "on", compute_dtype = self.model.dtype, storage_dtype = storage_dtype(self.analysis),
     active_layers = active, layer_selection_strategy = opt.layers, layer_selection_ratio = #active / self.model.sizes.layers,
     estimated_vram_mb = c.peak / 1e6, estimated_time_per_sample_ms = 1000 * self.row_tokens / c.median,
     micro_batch = micro_batch_to_keep(self, c, rows), seq_len = opt.seq_len, threads = c.threads, rank = opt.rank,
@@ -201,8 +220,8 @@ function Optimizer:find_optimal_config(options)
       prediction = result.judgement, default_tokens_per_s = result.default.median, rows_per_trial_update = rows,
       tokens_per_row = self.row_tokens, processors_left = left, data = opt.data or json.null, budget_seconds = budget,
       seconds = system.now() - began,
-      no_effect = json.array(self.no_effect), scores = equitable(self, c, c.loss) } }
-  self.settings = c
+      no_effect = no_effect(c.plan), scores = equitable(self, c, c.loss) } }
+  self.settings, self.searched = c, s
   return self.found
 end
 
@@ -230,8 +249,9 @@ function Optimizer:benchmark()
   if not self.settings then self:find_optimal_config {} end
   local c, opt, found = self.settings, self.opt, self.found
   local result = trial.run({ model = self.model.path, dtype = self.model.dtype, data = opt.data, pack = opt.pack,
-    batch = found.search.rows_per_trial_update, seq_len = opt.seq_len, micro_batch = c.micro_batch, recompute = c.recompute,
-    threads = c.threads, rank = opt.rank, layers = opt.layers, seed = opt.seed, memory = self.budget, steps = 20, limit = 10 }, 120)
+    batch = found.search.rows_per_trial_update, seq_len = opt.seq_len, row_tokens = self.row_tokens, micro_batch = c.micro_batch,
+    recompute = c.mode, threads = c.threads, chunk = c.chunk, slots = c.slots, rates = search.trial_rates(self.searched, c),
+    rank = opt.rank, layers = opt.layers, seed = opt.seed, memory = self.budget, steps = 20, limit = 10 }, 120)
   if result.outcome ~= "ok" then error(("benchmark: %s (%s)"):format(result.message or "", result.outcome), 0) end
   local spread = require("onn.measure").spread(result.rates)
   local measured = { median = spread.median, peak = result.peak }

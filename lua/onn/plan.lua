@@ -10,7 +10,7 @@ local memory = require "onn.plan.memory"
 local plan = {}
 
 -- Rates where nobody has measured any: they only order the candidates.
-local unknown_rates = { flops_at = function() return 5e11 end, disk = function() return 1e9 end, write = function() return 5e8 end }
+local unknown_rates = { product = 5e11, pass = 1e10, copy = 1e10, disk = function() return 1e9 end, write = function() return 5e8 end }
 
 local function layer_set(model, layers)
   local set, count, lowest = {}, 0, math.huge
@@ -78,27 +78,58 @@ local function divisors(opt)
   return list
 end
 
--- Stages in the order in which a step visits them; see onn.sweep.
-local function visits(model, lowest, from, heads, back)
+-- Visits of the stages in the order in which a step makes them; see onn.sweep and Ring.uses. how: from (position of the first stage),
+-- micros, heads (visits of the last stage); of the way back, if there is one: lowest (position), kept (blocks whose tapes are kept).
+local function visits(model, how)
   local list, last = {}, #model.stages
-  for i = from, last - 1 do list[#list + 1] = i end
-  for _ = 1, heads do list[#list + 1] = last end
-  if back then for i = last - 1, lowest, -1 do list[#list + 1] = i end end
+  local function add(i, times, forward, backward)
+    list[#list + 1] = { at = i, times = times, forward = forward, backward = backward }
+  end
+  for i = how.from, last - 1 do add(i, how.micros, true, false) end
+  for _ = 1, how.heads do add(last, 1, true, false) end
+  for i = last - 1, how.lowest or last, -1 do add(i, how.micros, i < last - how.kept, true) end
   return list
 end
 
+-- Bytes read through `slots` slots in the last of some rounds of the same uses, and of all units in them.
+local function simulated(layout, units, slots, rounds)
+  local _, loaded = require("onn.core.stream").simulate { units = #layout.units, slots = math.min(slots, #layout.units), schedule = units,
+    rounds = rounds }
+  local bytes, once, met = 0, 0, {}
+  for _, unit in ipairs(loaded) do bytes = bytes + layout.bytes[unit] end
+  for _, unit in ipairs(units) do
+    once = once + (met[unit] and 0 or layout.bytes[unit])
+    met[unit] = true
+  end
+  return bytes, once
+end
+
 -- What a step reads through `slots` slots once it has settled: bytes. Remembers what it has worked out.
-local function reader(layout)
-  local Ring, streams, known = require "onn.ring", require "onn.core.stream", {}
-  return function(stages, slots, stamp)
-    local key = slots .. "/" .. stamp
-    if not known[key] then
-      local units = Ring.uses(layout, stages)
-      local _, loaded = streams.simulate { units = #layout.units, slots = math.min(slots, #layout.units), schedule = units, rounds = 3 }
-      local bytes = 0
-      for _, unit in ipairs(loaded) do bytes = bytes + layout.bytes[unit] end
-      known[key] = bytes
+local function reader(model, layout)
+  local Ring, known = require "onn.ring", {}
+  local function whole(how, slots)
+    return (simulated(layout, Ring.uses(layout, visits(model, how)), slots, 3))
+  end
+  -- Row tiles: each micro-batch reads again what of the stage the slots have not kept; between visits nothing is counted as kept.
+  local function visit(v, slots)
+    local units = Ring.uses(layout, { { at = v.at, times = 1, forward = v.forward, backward = v.backward } })
+    local again, once = simulated(layout, units, slots, 3)
+    return { again = again, first = math.max(again, once) }
+  end
+  local function tiled(how, slots)
+    local bytes = 0
+    for _, v in ipairs(visits(model, how)) do
+      if v.at > 1 and v.times > 0 then
+        local key = ("%d/%s/%s/%s"):format(slots, v.at == #model.stages and "head" or "block", v.forward, v.backward)
+        known[key] = known[key] or visit(v, slots)
+        bytes = bytes + known[key].first + (v.times - 1) * known[key].again
+      end
     end
+    return bytes
+  end
+  return function(how, slots)
+    local key = table.concat({ slots, how.from, how.micros, how.heads, how.lowest or "", how.kept or "" }, "/")
+    if not known[key] then known[key] = (next(layout.products) and tiled or whole)(how, slots) end
     return known[key]
   end
 end
@@ -121,8 +152,29 @@ local function facts_of(model, opt)
     first = opt.full and 0 or math.min(lowest, c.layers), state = memory.state(model, opt, modules), rates = opt.rates or unknown_rates }
   f.above, f.stage = c.layers - f.first, opt.full and 1 or f.first + 2 -- stage: position of the lowest trained one
   f.resident = math.max(memory.weights(model), 0)
-  f.loading = memory.loading(model)
+  f.loading, f.block_bytes = memory.loading(model), block_size(model) * (model.dtype == "bf16" and 2 or 4)
   return f
+end
+
+-- Each byte that a tape keeps is made once and read by about so many operations that do little but move it (measured).
+local MOVES = 5
+
+-- Seconds of an update's arithmetic: operations, weights that pass through the caches once for each micro-batch, and what is moved.
+local function arithmetic(model, opt, f, m, how, flops, from)
+  local micros, tokens = math.ceil(opt.batch / how.micro), opt.batch * (opt.row_tokens or opt.seq_len)
+  local passes = 2 * model.sizes.layers - from - f.first + (f.above - how.kept)
+  local moved = 0
+  for _, tape in pairs(m.tapes) do moved = moved + tape * tokens / (how.micro * opt.seq_len) end
+  return tokens * flops / f.rates.product + micros * passes * f.block_bytes / f.rates.pass + MOVES * moved / f.rates.copy
+end
+
+-- Ways to cut a model for the ring, coarsest first: so many blocks to a unit, then row tiles of so many bytes.
+local function cuts(model, opt)
+  local list, chunk = {}, opt.chunk or 1
+  if chunk >= model.sizes.layers then chunk = 1 end -- a settings file says so that nothing was streamed
+  while chunk >= 1 do list[#list + 1], chunk = { chunk = chunk }, math.floor(chunk / 2) end
+  for _, size in ipairs(require("onn.ring").tile_sizes(model)) do list[#list + 1] = { tile = size } end
+  return list
 end
 
 -- One candidate: its bytes and seconds. how: {micro, kept (blocks whose tapes are kept), together, ram (of carries), slots (nil: all
@@ -133,19 +185,23 @@ local function candidate(model, opt, f, m, how)
   for index = model.sizes.layers - how.kept, model.sizes.layers - 1 do tape = tape + m.tapes[index] * micros end
   local pinned = how.kept * micros * m.carry
   local weights = how.slots and f.vectors + how.slots * f.layout.slot or f.resident
-  local work = math.max(rebuilt > 0 and m.rebuilt or m.kept, m.head(how.together, true))
+  local rounded = how.slots and f.layout.rounded or 0
+  local again = rebuilt > 0 and m.rebuilt - tape or 0 -- by then the kept tapes are gone
+  local work = math.max(how.kept > 0 and m.kept or 0, again, m.head(how.together, true) + rounded)
+  if opt.reuse_prefix and f.first > 0 then work = work + 2 * m.carry end -- what onn.prefix copies and fetches
   local carries = math.min(how.ram, how.carries) + pinned
   local p = { weights = weights, state = f.state, tape = tape + carries, working = work + micros * m.batch + m.common,
-    micro_batch = how.micro, micros = micros, recompute = rebuilt > 0, kept = how.kept, rebuilt = rebuilt, slots = how.slots,
-    carries_ram = how.ram < how.carries and how.ram or nil, together = how.together }
+    chunk = how.slots and f.chunk, tile = how.slots and f.tile, layout = f.layout, micro_batch = how.micro, micros = micros,
+    recompute = rebuilt > 0, kept = how.kept, rebuilt = rebuilt, slots = how.slots, carries_ram = how.ram < how.carries and how.ram or nil,
+    together = how.together }
   p.peak = weights + math.max(f.state + p.tape + p.working, how.slots and 0 or f.loading)
-  local tokens, heads = opt.batch * (opt.row_tokens or opt.seq_len), math.ceil(micros / how.together)
+  local heads = math.ceil(micros / how.together)
   p.spill_written, p.spill_read = spilled(how.carries, how.ram, micros * m.carry)
   local function cost(from)
     local flops = operations(model, opt, f, rebuilt, from)
-    local stages = how.slots and visits(model, f.stage, from > 0 and from + 2 or 1, heads, true)
-    local bytes = stages and f.reads(stages, how.slots, from .. "/" .. heads) or 0
-    local compute, io, fill = tokens * flops / f.rates.flops_at(how.micro * opt.seq_len), 0, 0
+    local bytes = how.slots and f.reads({ from = from > 0 and from + 2 or 1, micros = micros, heads = heads, lowest = f.stage,
+      kept = how.kept }, how.slots) or 0
+    local compute, io, fill = arithmetic(model, opt, f, m, how, flops, from), 0, 0
     if bytes + p.spill_read > 0 then io = (bytes + p.spill_read) / f.rates.disk() end
     if p.spill_written > 0 then io = io + p.spill_written / f.rates.write() end
     if bytes > 0 then fill = f.layout.slot / f.rates.disk() end
@@ -153,8 +209,21 @@ local function candidate(model, opt, f, m, how)
     return flops, bytes, seconds
   end
   p.flops_per_token, p.bytes_per_step, p.seconds_per_step = cost(0)
-  if opt.reuse_prefix and f.first > 0 then
+  if opt.reuse_prefix and f.first > 0 then -- what an update of the first epoch reads of the frozen stages serves several
     p.suffix_flops_per_token, p.suffix_bytes_per_step, p.suffix_seconds_per_step = cost(f.first)
+    local step = opt.batch * (opt.row_tokens or opt.seq_len)
+    local spare = math.max(0, f.budget - p.peak)
+    local held = math.min(spare, (opt.all_tokens or math.huge) * 4 * model.sizes.width * 1.125) -- what no other use takes
+    p.prefix_ram = math.floor(held / 1.125) -- the allocator adds up to an eighth
+    p.peak = p.peak + held
+    local ahead = p.tape + p.working + spare - held - m.rebuilt
+    p.ahead_tokens = math.max(step, math.floor(ahead / (2 * m.carry / (how.micro * opt.seq_len) + 64)))
+    if how.slots then
+      local frozen = f.frozen_bytes / math.max(1, math.floor(p.ahead_tokens / step))
+      p.bytes_per_step = p.suffix_bytes_per_step + frozen
+      p.seconds_per_step = p.suffix_seconds_per_step + math.max(frozen / f.rates.disk(),
+        step * (p.flops_per_token - p.suffix_flops_per_token) / f.rates.product)
+    end
   end
   return p
 end
@@ -170,11 +239,13 @@ local function better(a, b, budget)
   return a.peak < b.peak
 end
 
+
 -- Every way of running with these slots ("all": weights rest in memory); calls try(candidate).
 local function variants(model, opt, f, streamed, try)
   local modes = opt.recompute == "on" and { 0 } or opt.recompute == "off" and { f.above } or between(0, f.above, 6)
   for _, micro in ipairs(divisors(opt)) do
-    local m = memory.micro_batch(model, opt, { tokens = micro * opt.seq_len, lowest = f.first, trained = f.trained })
+    local m = memory.micro_batch(model, opt, { tokens = micro * opt.seq_len, lowest = f.first, trained = f.trained,
+      tiled = f.tile ~= nil })
     local micros = math.ceil(opt.batch / micro)
     for _, kept in ipairs(modes) do
       for _, together in ipairs(between(1, micros, 4)) do
@@ -190,10 +261,16 @@ local function variants(model, opt, f, streamed, try)
             local p = candidate(model, opt, f, m, how)
             local spare = math.floor((f.budget - p.peak) / f.layout.slot)
             if not opt.slots and spare > 0 then
+              try(p)
               how.slots = math.min(how.slots + spare, most)
               p = candidate(model, opt, f, m, how)
             end
             try(p)
+            local needed = f.suffix_units -- once the prefix is known, more slots than the rest takes are of no use
+            if p.suffix_seconds_per_step and how.slots > needed and not opt.slots then
+              how.slots = needed
+              try(candidate(model, opt, f, m, how))
+            end
           else
             try(candidate(model, opt, f, m, how))
           end
@@ -203,12 +280,37 @@ local function variants(model, opt, f, streamed, try)
   end
 end
 
--- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, targets, budget; chunk, slots,
--- prefetch (false), scratch (false: nothing is spilled), reuse_prefix (later epochs find the frozen prefix's output known), row_tokens
--- (mean tokens of a row; seq_len), rates (onn.limit's).
--- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots, chunk (nil: weights rest in memory);
+-- Puts what a way of cutting means into the facts: layout, what stays beside it, what is read; how many units the stages from the lowest
+-- trained one on take, and the bytes of all others.
+local function through_ring(model, f, cut)
+  local Ring = require "onn.ring"
+  f.layout, f.chunk, f.tile, f.vectors = Ring.layout(model, cut.chunk, cut.tile), cut.chunk, cut.tile, memory.vectors(model)
+  f.reads = reader(model, f.layout)
+  local suffix, count = {}, 0
+  for _, unit in ipairs(Ring.uses(f.layout, visits(model, { from = f.stage, micros = 1, heads = 1 }))) do
+    if not suffix[unit] then suffix[unit], count = true, count + 1 end
+  end
+  f.suffix_units, f.frozen_bytes = math.max(2, count), 0
+  for unit, bytes in ipairs(f.layout.bytes) do if not suffix[unit] then f.frozen_bytes = f.frozen_bytes + bytes end end
+  return f
+end
+
+-- The least peak of all ways with this cut, however long they take.
+local function least_peak(model, opt, f, cut)
+  local least, only = math.huge, through_ring(model, setmetatable({ budget = 0 }, { __index = f }), cut)
+  only.reads = function() return 0 end
+  variants(model, opt, only, true, function(p) least = math.min(least, p.peak) end)
+  return least
+end
+
+-- opt: rank, layers (set or nil), seq_len, micro_batch, batch, recompute ("auto"|"on"|"off"), full, targets, budget; chunk (the
+-- most blocks of a unit; fewer where so many do not fit), slots, prefetch (false), scratch (false: nothing is spilled), reuse_prefix
+-- (later epochs find the frozen prefix's output known), row_tokens (mean tokens of a row; seq_len), all_tokens (of the data), rates (onn.limit's).
+-- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots (nil: weights rest in memory), chunk or tile
+-- (bytes, where not even two blocks fit and matrices are cut into row tiles);
 -- bytes_per_step, flops_per_token, seconds_per_step and the same with suffix_ in front for later epochs; ring, sweep (what Model:load
--- and Session take), fits, minimum (the least peak of all ways), trained_layers, lowest, parameters}.
+-- and Session take), prefix_ram (what the budget leaves for the frozen prefix's cache), fits, minimum (the least peak of all ways that
+-- were looked at: all, where none fits), trained_layers, lowest, parameters}.
 function plan.training(model, opt)
   local f, best, least = facts_of(model, opt), nil, math.huge
   local function try(p)
@@ -218,29 +320,33 @@ function plan.training(model, opt)
   local forced = opt.slots -- a chunk says only how, where weights are streamed
   if not forced or opt.full then variants(model, opt, f, false, try) end
   if not opt.full and (forced or best.peak > f.budget) then
-    f.layout = require("onn.ring").layout(model, opt.chunk or 1)
-    f.vectors, f.reads = memory.vectors(model), reader(f.layout)
-    variants(model, opt, f, true, try)
+    local ways = cuts(model, opt)
+    for _, cut in ipairs(ways) do
+      if best and best.slots and best.peak <= f.budget then break end
+      variants(model, opt, through_ring(model, f, cut), true, try)
+    end
+    least = math.min(least, least_peak(model, opt, f, ways[#ways]))
   end
-  best.chunk = best.slots and (opt.chunk or 1)
-  best.ring = best.slots and { slots = best.slots, chunk = best.chunk, prefetch = opt.prefetch, direct = true } or nil
+  best.ring = best.slots and { slots = best.slots, chunk = best.chunk, tile = best.tile, prefetch = opt.prefetch, direct = true } or nil
   local keep_from = #model.stages - best.kept
   best.sweep = { keep_from = keep_from, head_together = best.together }
   best.carries = { quota = best.carries_ram, expected = best.spill_written }
   best.adapter_parameters, best.trained_layers, best.lowest = f.adapter, f.count, f.lowest
-  best.parameters = opt.full and model:parameters() or f.adapter
+  best.parameters, best.full = opt.full and model:parameters() or f.adapter, opt.full
   best.fits, best.minimum, best.tokens_per_step = best.peak <= f.budget, least, opt.batch * (opt.row_tokens or opt.seq_len)
   if best.slots then
-    best.slot, best.streamed = f.layout.slot, 0
-    for _, bytes in ipairs(f.layout.bytes) do best.streamed = best.streamed + bytes end
+    best.slot, best.streamed = best.layout.slot, 0
+    for _, bytes in ipairs(best.layout.bytes) do best.streamed = best.streamed + bytes end
   end
+  best.layout = nil
   return best
 end
 
 -- What running without gradients needs. opt: tokens (that go through together: of a prompt's part or a micro-batch), sequences (1),
 -- cache (tokens of each that keys and values are kept for, or nil), carried (tokens under way between stages; tokens), seq_len, labels
--- (losses instead of logits), rows (of logits at once), budget, chunk, slots, prefetch, rates, adapter (its bytes).
--- Returns {weights, cache, working, peak, slots, ring, bytes_per_sweep, seconds_per_sweep (of reading), fits, minimum, dtype}.
+-- (losses instead of logits), rows (of logits at once), micros (micro-batches that go through together; 1), budget,
+-- chunk, slots, prefetch, rates, adapter (its bytes).
+-- Returns {weights, cache, working, peak, slots, tile, ring, bytes_per_sweep, seconds_per_sweep (of reading), fits, minimum, dtype}.
 function plan.inference(model, opt)
   local c, budget, rates = model.sizes, opt.budget or math.huge, opt.rates or unknown_rates
   local sequences = opt.sequences or 1
@@ -248,34 +354,46 @@ function plan.inference(model, opt)
   local m = memory.micro_batch(model, shape, { tokens = opt.tokens, lowest = c.layers, trained = {} })
   local cache = opt.cache and memory.cache(model, sequences, opt.cache) or 0
   local rows = opt.rows or sequences
-  local out = opt.labels and m.head(1, false) or m.head(1, false) + 2 * rows * c.vocabulary * 4
-  local rest = cache + (opt.adapter or 0) + m.common + (opt.carried or opt.tokens) * (2 * 4 * c.width + 64) + math.max(m.kept, out)
+  local out = opt.labels and m.head(opt.micros or 1, false) or m.head(1, false) + 2 * rows * c.vocabulary * 4
+  local fixed = cache + (opt.adapter or 0) + m.common + (opt.carried or opt.tokens) * (4 * c.width + 64)
+  local rest = fixed + math.max(m.kept, out)
   local p = { cache = cache, working = rest - cache, dtype = model.dtype, weights = memory.weights(model), bytes_per_sweep = 0,
     seconds_per_sweep = 0 }
   p.peak = p.weights + math.max(rest, memory.loading(model))
   p.minimum = p.peak
-  if opt.slots or p.peak > budget then
-    local layout = require("onn.ring").layout(model, opt.chunk or 1)
-    local vectors, few = memory.vectors(model), opt.prefetch == false and 1 or 2
-    local spare = budget == math.huge and #layout.units or math.floor((budget - vectors - rest) / layout.slot)
+  local vectors, few, ways = memory.vectors(model), opt.slots or (opt.prefetch == false and 1 or 2), cuts(model, opt)
+  local function look(cut) -- what units of this cut leave to be held beside them
+    local layout = require("onn.ring").layout(model, cut.chunk, cut.tile)
+    local beside = fixed + math.max(m.kept, out + (layout.rounded or 0))
+    p.minimum = math.min(p.minimum, vectors + math.min(few, #layout.units) * layout.slot + beside)
+    return layout, beside
+  end
+  local function stream(cut)
+    local layout, beside = look(cut)
+    local spare = budget == math.huge and #layout.units or math.floor((budget - vectors - beside) / layout.slot)
     p.slots = math.min(#layout.units, opt.slots or math.max(few, spare))
-    p.weights = vectors + p.slots * layout.slot
-    p.peak = p.weights + rest
-    p.minimum = math.min(p.minimum, vectors + few * layout.slot + rest)
-    p.ring = { slots = p.slots, chunk = opt.chunk or 1, prefetch = opt.prefetch, direct = true }
-    p.bytes_per_sweep = reader(layout)(visits(model, 0, 1, 1, false), p.slots, "forward")
+    p.weights, p.working = vectors + p.slots * layout.slot, beside - cache
+    p.peak, p.chunk, p.tile = p.weights + beside, cut.chunk, cut.tile
+    p.ring = { slots = p.slots, chunk = cut.chunk, tile = cut.tile, prefetch = opt.prefetch, direct = true }
+    p.bytes_per_sweep = reader(model, layout)({ from = 1, micros = opt.micros or 1, heads = 1 }, p.slots)
     p.seconds_per_sweep = p.bytes_per_sweep > 0 and p.bytes_per_sweep / rates.disk() or 0
   end
+  for _, cut in ipairs((opt.slots or p.peak > budget) and ways or {}) do
+    if p.slots and p.peak <= budget then break end
+    stream(cut)
+  end
+  if p.slots then look(ways[#ways]) end
   p.fits = p.peak <= budget
   return p
 end
 
 -- What generating from prompts (lists of ids; none: one that is still to come) needs. opt: max_tokens, budget, adapter (directory),
--- chunk, slots, prefetch. Returns plan.inference's fields, tokens (of the longest sequence) and together (tokens of prompts at once).
+-- adapter_bytes (of one that is on the model), chunk, slots, prefetch. Returns plan.inference's fields, tokens (of the longest sequence)
+-- and together (tokens of prompts at once).
 function plan.generation(model, prompts, opt, rates)
   local longest, total = opt.max_tokens, 0
   for _, ids in ipairs(prompts) do longest, total = math.max(longest, #ids + opt.max_tokens), total + #ids end
-  local adapter = opt.adapter and lora.bytes(opt.adapter, model) or 0
+  local adapter = (opt.adapter_bytes or 0) + (opt.adapter and lora.bytes(opt.adapter, model) or 0)
   local function need(together)
     return plan.inference(model, { tokens = math.min(512, together), sequences = math.max(#prompts, 1), cache = longest, seq_len = longest,
       carried = together, budget = opt.budget, chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, adapter = adapter,
@@ -300,7 +418,7 @@ function plan.evaluation(model, set, opt, rates)
   local adapter = opt.adapter and lora.bytes(opt.adapter, model) or 0
   local function need(micro, together)
     local p = plan.inference(model, { tokens = micro * longest, carried = micro * longest * together, seq_len = longest, labels = true,
-      budget = opt.budget, chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, adapter = adapter, rates = rates })
+      micros = together, budget = opt.budget, chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, adapter = adapter, rates = rates })
     p.micro_batch, p.together = micro, together
     return p
   end

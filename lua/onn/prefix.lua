@@ -104,6 +104,13 @@ local function find(self)
   end
 end
 
+-- Removes what a run left in `directory`.
+function prefix.remove(directory)
+  for _, name in ipairs(system.list(directory) or {}) do
+    if name:find "^prefix%-%d+%.safetensors" then os.remove(directory .. "/" .. name) end
+  end
+end
+
 -- key: text that files of another run must have to be used; quota: bytes of memory; directory: for files (nil: none); disk: most bytes
 -- of files (default: half of what is free); note(text): hears of what is lost or left; angles: the model's (onn.nn.rope), where angles
 -- depend on the batch's longest sequence.

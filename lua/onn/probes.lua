@@ -46,6 +46,34 @@ function probes.products()
   return list
 end
 
+-- What weights that come from memory cost: {dtype, flops, bytes} for every dtype with fast arithmetic. A product of T rows with such a
+-- weight, forward or backward, takes about (its operations) / flops + (the weight's bytes) / bytes seconds; fitted to two sizes of T.
+function probes.passes()
+  local list, _, native = {}, tensors.backend()
+  for _, dtype in ipairs(native and { "f32", "bf16" } or { "f32" }) do
+    local out, into, count = 4096, 2048, 16 -- 268 MB in bf16: more than caches hold
+    list[#list + 1] = scope(function()
+      local weights, time = {}, {}
+      for i = 1, count do weights[i] = tensors.new(dtype, { out, into }):fill(0.25) end
+      local few, many = 64, 512
+      for _, rows in ipairs { few, many } do
+        local x, dy = tensors.new(dtype, { rows, into }):fill(0.5), tensors.new(dtype, { rows, out }):fill(0.5)
+        time[rows] = fastest(function()
+          for _, w in ipairs(weights) do
+            core.linear(x, w):free()
+            core.linear_backward(dy, w):free()
+          end
+        end, 0.1)
+      end
+      local passes, each = 2 * count, 2 * out * into
+      local per_row = (time[many] - time[few]) / (many - few) / passes
+      local pass = math.max(time[few] / passes - per_row * few, 1e-9)
+      return { dtype = dtype, flops = each / per_row, bytes = weights[1]:bytes() / pass }
+    end)
+  end
+  return list
+end
+
 -- Products with fewer threads: {dtype, threads, flops} at 256 rows.
 function probes.threads()
   local list, all, _, native = {}, tensors.threads(), tensors.backend()
@@ -121,8 +149,7 @@ function probes.disk(directory)
   return result
 end
 
--- {read, write}: bytes/s at which a model's own tensors come through onn.core.stream, in the order of the stages, up to 2 GB of them
--- or 2 seconds; and at which onn.core.spill writes 256 MB beside them, or, where that is not allowed, in the directory for such files.
+-- Bytes/s at which a model's own tensors come through onn.core.stream, in the order of the stages: up to 2 GB of them, or 2 seconds.
 function probes.streaming(model)
   local streams, units, bytes = require "onn.core.stream", {}, 0
   for _, stage in ipairs(model.stages) do
@@ -137,20 +164,22 @@ function probes.streaming(model)
       end
     end
   end
-  local stream, order = assert(streams.open(model.store, { units = units, slots = 3, prefetch = true, direct = true })), {}
+  local function checked(value, message)
+    if not value then error(message, 0) end -- the disk's failure, not this program's
+    return value
+  end
+  local stream, order = checked(streams.open(model.store, { units = units, slots = 3, prefetch = true, direct = true })), {}
   for u = 1, #units do order[u] = u end
   stream:schedule(order)
   local began = system.now()
   for u = 1, #units do
-    assert(stream:acquire(u))
+    checked(stream:acquire(u))
     stream:release(u)
     if system.now() - began > 2 then break end
   end
   local read = stream:stats().bytes / (system.now() - began)
   stream:close()
-  local rate = nil
-  for _, directory in ipairs { model.directory, "." } do rate = rate or probes.spilling(directory) end
-  return { read = read, write = rate or read / 2 }
+  return read
 end
 
 -- Bytes/s of writing 256 MB in the background, or nil where nothing can be written.

@@ -8,7 +8,7 @@ local tensors = require "onn.core.tensor"
 
 local profile = {}
 
-local version = 3 -- of the kept file's form
+local version = 4 -- of the kept file's form
 
 -- Where onn keeps what it can make again.
 function profile.cache_directory()
@@ -61,6 +61,7 @@ end
 
 local sections = {
   products = probes.products,
+  passes = probes.passes,
   threads = probes.threads,
   memory = function() return probes.memory(system.available_ram() / 2) end,
   disk = function()
@@ -68,7 +69,7 @@ local sections = {
     return system.mkdir_p(directory) and probes.disk(directory) or json.null
   end,
 }
-local order = { "products", "threads", "memory", "disk" }
+local order = { "products", "passes", "threads", "memory", "disk" }
 
 local most_kept = 8 -- of other builds and machines with the same home
 
@@ -88,7 +89,7 @@ local quiet_share = 0.8 -- below this share of the processors a measurement is r
 profile.quiet_share = quiet_share
 local patience = 600    -- but not within so many seconds
 
--- The profile of this machine: what the cache lacks is measured now. opt: all (every section; else products only), fresh
+-- The profile of this machine: what the cache lacks is measured now. opt: all (every section), sections (default: products only), fresh
 -- (measure again), quiet (of progress, which hears note(name)), note.
 function profile.get(opt)
   opt = opt or {}
@@ -96,7 +97,7 @@ function profile.get(opt)
   local kept = not opt.fresh and files.read_json(path) or nil
   if type(kept) ~= "table" or type(kept.shares) ~= "table" then kept = { shares = {}, times = {} } end
   local changed = false
-  for _, name in ipairs(opt.all and order or { "products" }) do
+  for _, name in ipairs(opt.all and order or opt.sections or { "products" }) do
     local disturbed = (kept.shares[name] or 1) < quiet_share and system.wall() - (kept.times[name] or 0) > patience
     if kept[name] == nil or disturbed then
       if opt.note and not opt.quiet then opt.note(name) end
@@ -135,39 +136,13 @@ function profile.peak_flops(p, dtype)
   return best
 end
 
--- The rate of products of `rows` rows in `dtype`, FLOP/s: the best measured of so many, between measured sizes the line between them.
-function profile.flops_at(p, dtype, rows)
-  local by_rows, sizes = {}, {}
-  for _, one in ipairs(p.products) do
-    if one.dtype == dtype then
-      if not by_rows[one.rows] then sizes[#sizes + 1] = one.rows end
-      by_rows[one.rows] = math.max(by_rows[one.rows] or 0, one.flops)
-    end
-  end
-  if #sizes == 0 then return profile.peak_flops(p, dtype) end
-  table.sort(sizes)
-  local below = sizes[1]
-  for _, size in ipairs(sizes) do
-    if size >= rows then
-      if size == below then return by_rows[size] end
-      return by_rows[below] + (by_rows[size] - by_rows[below]) * (rows - below) / (size - below)
-    end
-    below = size
-  end
-  return by_rows[below]
-end
+-- Bytes/s at which a model's files are read past the page cache, as streaming reads them: measured anew, since shared disks drift from
+-- minute to minute.
+function profile.disk_read(model) return (undisturbed(function() return probes.streaming(model) end)) end
 
--- {read, write}: bytes/s of the disk that a model's files lie on, read past the page cache as streaming reads them. Kept in the cache.
-function profile.disk(model)
-  local path, directory = cache_path(), assert(system.realpath(model.directory))
-  local kept = files.read_json(path)
-  if type(kept) ~= "table" or type(kept.shares) ~= "table" then kept = { shares = {}, times = {} } end
-  if type(kept.disks) ~= "table" then kept.disks = {} end
-  if type(kept.disks[directory]) ~= "table" then
-    kept.disks[directory] = undisturbed(function() return probes.streaming(model) end)
-    if system.mkdir_p(profile.cache_directory()) then system.write_file(path, json.encode(kept) .. "\n") end
-  end
-  return kept.disks[directory]
+-- Bytes/s at which a directory's disk is written to, as spilling does; the reading rate's half where nothing can be written there.
+function profile.disk_write(directory, read)
+  return (undisturbed(function() return probes.spilling(directory) or read / 2 end))
 end
 
 -- Bytes/s of `kind` (read, decode, copy) for something of this size: between measured sizes, the line between them.

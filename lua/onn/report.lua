@@ -18,9 +18,10 @@ function report.plan(model, plans, machine, rates)
     units.bytes(machine.budget), plans.micro_batch, not plans.recompute and "activations kept"
       or plans.kept > 0 and ("activations of %d blocks kept, of %d rebuilt"):format(plans.kept, plans.rebuilt) or "activations rebuilt")
   if plans.slots then
-    cli.note("streamed  %s of weights pass through %d slots of %s: %s are read for an update%s", units.bytes(plans.streamed), plans.slots,
-      units.bytes(plans.slot), units.bytes(plans.bytes_per_step), plans.spill_written > 0 and ("; carries beyond %s are spilled, %s"):format(
-        units.bytes(plans.carries_ram), units.bytes(plans.spill_written)) or "")
+    local spilled = plans.spill_written > 0 and ("; carries beyond %s are spilled, %s"):format(units.bytes(plans.carries_ram),
+      units.bytes(plans.spill_written)) or ""
+    cli.note("streamed  %s of weights pass through %d slots of %s%s: %s are read for an update%s", units.bytes(plans.streamed), plans.slots,
+      units.bytes(plans.slot), plans.tile and ", matrices in row tiles" or "", units.bytes(plans.bytes_per_step), spilled)
   end
   local function line(what, flops, bytes, seconds)
     cli.note("limit     %s%s for an update at %s%s; about %s", what, units.operations(flops), units.flops(rates.flops),
@@ -31,11 +32,6 @@ function report.plan(model, plans, machine, rates)
     line("once the frozen stages' output is known: ", plans.suffix_flops_per_token * plans.tokens_per_step, plans.suffix_bytes_per_step,
       plans.suffix_seconds_per_step)
   end
-end
-
-function report.too_large(plans, machine)
-  return ("this run needs at least %s, the budget is %s: try a smaller --seq-len or --rank, fewer --layers, or --memory"):format(
-    units.bytes(plans.minimum), units.bytes(machine.budget))
 end
 
 -- A progress callback for Model:load.
@@ -68,7 +64,8 @@ end
 -- The operations and bytes of an update: what its frozen prefix's cache gave was not computed again.
 local function work_of(plans, r)
   local known = r.prefix_tokens or 0
-  return { flops = (r.tokens - known) * plans.flops_per_token + known * (plans.suffix_flops_per_token or 0),
+  local suffix = plans.suffix_flops_per_token or 0
+  return { flops = (r.tokens - known) * plans.flops_per_token + known * suffix + r.filled_tokens * (plans.flops_per_token - suffix),
     bytes_read = r.bytes_streamed + r.bytes_fetched, bytes_written = r.bytes_spilled }
 end
 

@@ -1,5 +1,6 @@
 -- The ring: how the weights of a model larger than memory pass through it. Matrices of `chunk` consecutive blocks make a unit, the head
 -- is cut into row tiles, and units come and go through equal slots in the order in which the sweeps visit them (host/stream.c).
+-- Where whole blocks are too large, row tiles of their matrices are the units, brought for each product anew (onn.row_tiles).
 -- Vectors stay in memory; of the embedding only the rows that are asked for are read.
 local core = require "onn.core.ops"
 local scope = require "onn.scope"
@@ -24,52 +25,122 @@ local function head_tensor(stage)
   return own and own.name or stage.shares.head
 end
 
--- Rows of the head that pass together: whole cuts of its loss, as many as a block's unit is large.
-local function tile_rows(model, name, room)
+-- Bytes of one cut of the head's loss, which passes as a whole.
+local function head_cut(model, name)
   local info = model.store:info(name)
-  local cut = core.head_cut * info.bytes / info.shape[1]
-  return core.head_cut * math.max(1, math.floor(room / cut))
+  return math.min(core.head_cut, info.shape[1]) * info.bytes / info.shape[1]
 end
 
--- What passes through the slots: {units (for onn.core.stream), of = {[stage's position] = unit}, tiles = {[position] = {{unit, first}}}}.
-function Ring.layout(model, chunk)
-  local layout, largest = { units = {}, of = {}, tiles = {}, bytes = {} }, 0
-  local unit, members = nil, 0
+local function add_unit(layout, bytes, ...)
+  layout.units[#layout.units + 1], layout.bytes[#layout.units + 1] = { ... }, bytes
+  return #layout.units
+end
+
+-- Rows `each` at a time as units of their own: a list of {unit, first, piece}.
+local function add_tiles(layout, model, name, each)
+  local info, tiles = model.store:info(name), {}
+  local total = info.shape[1]
+  for first = 0, total - 1, each do
+    local n = math.min(each, total - first)
+    local unit = add_unit(layout, info.bytes / total * n, { name = name, first = first, rows = n })
+    tiles[#tiles + 1] = { unit = unit, first = first, piece = 1 }
+  end
+  return tiles
+end
+
+-- A block's matrices, in the order of their products, as units of at most `most` bytes (64 rows at least): rows of one, or a few whole
+-- ones. Returns a list of {role, rows, width, tiles}.
+local function add_products(layout, model, stage, most)
+  local products, unit = {}, nil -- unit: the one that further matrices may join
+  for _, t in ipairs(matrices(stage)) do
+    local bytes, rows = stored_bytes(model, t.name), t.shape[1]
+    local tiles
+    if bytes <= most then
+      if not unit or layout.bytes[unit] + bytes > most then unit = add_unit(layout, 0) end
+      table.insert(layout.units[unit], { name = t.name })
+      layout.bytes[unit] = layout.bytes[unit] + bytes
+      tiles = { { unit = unit, first = 0, piece = #layout.units[unit] } }
+    else
+      local fit = math.max(1, math.floor(most / (bytes / rows) / 64)) * 64
+      tiles, unit = add_tiles(layout, model, t.name, math.ceil(rows / math.ceil(rows / fit) / 64) * 64), nil
+    end
+    products[#products + 1] = { role = t.role, rows = rows, width = t.shape[2], tiles = tiles }
+  end
+  return products
+end
+
+-- What passes through the slots: {units (for onn.core.stream), bytes (of each), slot (bytes of one), of = {[stage's position] = unit},
+-- tiles = {[position of the head] = {{unit, first}}}, rounded (bytes of a head's tile in the arithmetic's dtype, where it is stored in
+-- another)}. With `tile`, bytes, blocks are cut into units of about that size: instead of `of` there is
+-- products = {[position] = {{role, rows, width, tiles}}}, in the order of the products.
+function Ring.layout(model, chunk, tile)
+  local layout = { units = {}, of = {}, tiles = {}, bytes = {}, products = {} }
+  local largest, members = tile or 0, chunk
   for i, stage in ipairs(model.stages) do
-    if stage.kind == "block" then
-      if not unit or members == chunk then unit, members, layout.units[#layout.units + 1] = {}, 0, nil end
-      if members == 0 then layout.units[#layout.units + 1], layout.bytes[#layout.units + 1] = unit, 0 end
+    if stage.kind == "block" and tile then
+      layout.products[i] = add_products(layout, model, stage, tile)
+    elseif stage.kind == "block" then
+      if members == chunk then
+        members = 0
+        add_unit(layout, 0)
+      end
+      local unit = #layout.units
       members = members + 1
       for _, t in ipairs(matrices(stage)) do
-        unit[#unit + 1] = { name = t.name }
-        layout.bytes[#layout.units] = layout.bytes[#layout.units] + stored_bytes(model, t.name)
+        table.insert(layout.units[unit], { name = t.name })
+        layout.bytes[unit] = layout.bytes[unit] + stored_bytes(model, t.name)
       end
-      layout.of[i] = #layout.units
-      largest = math.max(largest, layout.bytes[#layout.units])
-    elseif stage.kind == "head" then
-      local name, tiles = head_tensor(stage), {}
-      local total, rows = model.store:info(name).shape[1], tile_rows(model, name, largest)
-      for first = 0, total - 1, rows do
-        local n = math.min(rows, total - first)
-        layout.units[#layout.units + 1] = { { name = name, first = first, rows = n } }
-        layout.bytes[#layout.units] = stored_bytes(model, name) / total * n
-        tiles[#tiles + 1] = { unit = #layout.units, first = first }
+      layout.of[i] = unit
+      largest = math.max(largest, layout.bytes[unit])
+    elseif stage.kind == "head" then -- as many whole cuts of its loss as a block's unit is large
+      local name = head_tensor(stage)
+      local info, rows = model.store:info(name), core.head_cut * math.max(1, math.floor(largest / head_cut(model, name)))
+      layout.tiles[i] = add_tiles(layout, model, name, rows)
+      if model.dtype == "bf16" and info.dtype ~= "BF16" then -- the head's loss takes its weight in the arithmetic's dtype
+        layout.rounded = math.min(rows, info.shape[1]) * info.shape[2] * 2 + 2 ^ 16 -- and what the allocator adds
       end
-      layout.tiles[i] = tiles
     end
   end
   layout.slot = streams.bytes(model.store, layout.units)
   return layout
 end
 
--- Gives each stage of a model handles for its weights, which have memory only while the stage is held.
+-- Sizes of tiles worth trying, in bytes, largest first: no slot is smaller than a cut of the head.
+function Ring.tile_sizes(model)
+  local largest, least = 0, 0
+  for _, stage in ipairs(model.stages) do
+    local blocks = stage.kind == "block" and matrices(stage) or {}
+    for _, t in ipairs(blocks) do largest = math.max(largest, stored_bytes(model, t.name)) end
+    if stage.kind == "head" then least = head_cut(model, head_tensor(stage)) end
+  end
+  local sizes = {}
+  for _, size in ipairs { largest, largest / 4, 8e6, 1e6 } do
+    size = math.max(size, least)
+    if not sizes[1] or size < sizes[#sizes] then sizes[#sizes + 1] = size end
+  end
+  return sizes
+end
+
+-- A weight that passes in row tiles (onn.row_tiles).
+local function tiled_weight(self, product)
+  local first = { product.tiles[1] }
+  return { out = product.rows, into = product.width, pull = function(f, only) self:pull(only and first or product.tiles, f) end }
+end
+
+-- Gives each stage of a model handles for its weights, which have memory only while the stage is held. Returns true, or nil, message,
+-- code.
 local function bind(self)
   local model, at = self.model, {}
   for unit in ipairs(self.layout.units) do at[unit] = { list = self.stream:tensors(unit), next = 1 } end
   for i, stage in ipairs(model.stages) do
     local weights = {}
+    stage.weights = weights
     for _, t in ipairs(stage.tensors) do
-      if t.vector then weights[t.role] = tensors.keep(assert(model.store:read(t.name, "f32"))) end
+      if t.vector then
+        local value, message, code = model.store:read(t.name, "f32")
+        if not value then return nil, message, code end
+        weights[t.role] = tensors.keep(value)
+      end
     end
     if stage.kind == "embedding" then
       local name = matrices(stage)[1].name
@@ -78,38 +149,55 @@ local function bind(self)
         if not rows then error(message, 0) end
         return model.dtype == "bf16" and rows:to "bf16" or rows -- as a resident embedding is kept
       end }
-    elseif stage.kind == "block" then
+    elseif self.layout.of[i] then
       local unit = at[self.layout.of[i]]
       for _, t in ipairs(matrices(stage)) do weights[t.role], unit.next = unit.list[unit.next], unit.next + 1 end
     end
-    stage.weights = weights
-    for _, tile in ipairs(self.layout.tiles[i] or {}) do tile.weight = self.stream:tensors(tile.unit)[1] end
+    for _, product in ipairs(self.layout.products[i] or {}) do
+      for _, tile in ipairs(product.tiles) do tile.weight = self.stream:tensors(tile.unit)[tile.piece] end
+      weights[product.role] = tiled_weight(self, product)
+    end
+    for _, tile in ipairs(self.layout.tiles[i] or {}) do tile.weight = self.stream:tensors(tile.unit)[tile.piece] end
     for _, layer in ipairs(stage.layers) do
       layer.weight, layer.bias = weights[layer.role], weights[layer.role .. "_bias"]
       weights[layer.role] = layer
     end
   end
+  return true
 end
 
--- opt: slots, chunk (1), prefetch (true), direct (true: past the page cache). Returns the ring, its model's stages bound; or nil,
--- message, code.
+-- opt: slots, chunk (1), tile (bytes, where blocks are cut), prefetch (true), direct (true: past the page cache). Returns the ring, its
+-- model's stages bound; or nil, message, code.
 function Ring.open(model, opt)
-  local self = setmetatable({ model = model, layout = Ring.layout(model, opt.chunk or 1) }, Ring)
+  local self = setmetatable({ model = model, layout = Ring.layout(model, opt.chunk or 1, opt.tile) }, Ring)
   local message, code
   self.stream, message, code = streams.open(model.store, { units = self.layout.units, slots = math.min(opt.slots, #self.layout.units),
     prefetch = opt.prefetch ~= false, direct = opt.direct ~= false })
   if not self.stream then return nil, message, code end
   self.stream:events(trace.on)
-  bind(self)
-  return self
+  local bound
+  bound, message, code = bind(self)
+  if bound then return self end
+  self.stream:close()
+  return nil, message, code
 end
 
--- The units that visits of stages (a list of positions) use, in order.
+local function add_uses(units, tiles)
+  for _, tile in ipairs(tiles or {}) do units[#units + 1] = tile.unit end
+end
+
+-- The units that visits of stages use, in order. A visit is {at (the stage's position), times (micro-batches that pass, each by itself),
+-- forward, backward (is it passed this way; both: its tape is rebuilt)}.
 function Ring.uses(layout, visits)
   local units = {}
-  for _, i in ipairs(visits) do
-    if layout.of[i] then units[#units + 1] = layout.of[i] end
-    for _, tile in ipairs(layout.tiles[i] or {}) do units[#units + 1] = tile.unit end
+  for _, visit in ipairs(visits) do
+    local products = layout.products[visit.at]
+    units[#units + 1] = layout.of[visit.at]
+    add_uses(units, layout.tiles[visit.at])
+    for _ = 1, products and visit.times or 0 do
+      for k = 1, visit.forward and #products or 0 do add_uses(units, products[k].tiles) end
+      for k = visit.backward and #products or 0, 1, -1 do add_uses(units, products[k].tiles) end
+    end
   end
   return units
 end
@@ -150,15 +238,23 @@ function Ring:hold(i, f)
   if not ok then error(message, 0) end
 end
 
--- f(weight, first row counted from 0, total) for each row tile of stage i's head, while it is in memory.
-function Ring:tiles(i, f)
-  for _, tile in ipairs(self.layout.tiles[i]) do
+-- f(weight, first row counted from 0) for each of some tiles, while it is in memory.
+function Ring:pull(tiles, f)
+  for _, tile in ipairs(tiles) do
     acquire(self, tile.unit)
-    local ok, message = pcall(scope, f, tile.weight, tile.first)
+    local ok, message = pcall(f, tile.weight, tile.first)
     self.stream:release(tile.unit)
     traced(self)
     if not ok then error(message, 0) end
   end
+end
+
+-- The same for stage i's head; what f makes is freed.
+function Ring:tiles(i, f)
+  local dtype = self.layout.rounded and self.model.dtype
+  self:pull(self.layout.tiles[i], function(weight, first)
+    scope(function() f(dtype and weight:to(dtype) or weight, first) end)
+  end)
 end
 
 function Ring:stats() return self.stream:stats() end

@@ -1,6 +1,7 @@
 -- onn.scope(f, ...): runs f and frees every tensor made inside, except those it returns (also inside returned tables) or
 -- gave to onn.keep. An error frees them all and goes on.
 local core = require "onn.core.tensor"
+local traced = require "onn.traced"
 
 local function finish(ok, ...)
   if ok then
@@ -10,8 +11,6 @@ local function finish(ok, ...)
   core.scope_end()
   error((...), 0)
 end
-
-local function traced(e) return type(e) == "string" and debug.traceback(e, 2) or e end
 
 return function(f, ...)
   core.scope_begin()

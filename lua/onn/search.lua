@@ -1,6 +1,6 @@
--- The search for execution settings: micro-batch, recompute, threads. They do not change what is learnt, so they are tuned by the
--- seconds of real updates; tokens per update stay as they are. Trials run in processes of their own (onn.trial), interleaved with
--- the default's; the default wins unless another is faster by more than the noise.
+-- The search for execution settings: micro-batch, recompute, threads; chunk and slots where weights are streamed. They do not change
+-- what is learnt, so they are tuned by the seconds of real updates; tokens per update stay as they are. Trials run in processes of
+-- their own (onn.trial), interleaved with the default's; the default wins unless another is faster by more than the noise.
 local measure = require "onn.measure"
 local plan = require "onn.plan"
 local profile = require "onn.profile"
@@ -33,8 +33,13 @@ local function product_rate(p, dtype, rows, threads)
   return (best > 0 and best or profile.peak_flops(p, dtype)) * math.min(1, some / all)
 end
 
--- The two terms of an update's time: arithmetic at the profile's rate in seconds, and the number of micro-batches.
+-- Does a plan wait for the disk at all?
+local function uses_disk(plans) return plans.slots ~= nil or plans.spill_written > 0 end
+
+-- The two terms of an update's time: in seconds arithmetic at the profile's rate, or the plan's prediction where the disk has a part in
+-- it; and the number of micro-batches.
 local function terms(s, c)
+  if uses_disk(c.plan) then return c.plan.seconds_per_step, s.rows / c.micro_batch end
   return c.plan.flops_per_token * s.tokens / product_rate(s.profile, s.model.dtype, c.micro_batch * s.seq_len, c.threads),
     s.rows / c.micro_batch
 end
@@ -67,9 +72,15 @@ end
 
 -- --- candidates ---------------------------------------------------------------------------------------------------------
 
+-- Rates for the plan of a candidate: the machine's, with the share of its arithmetic that so many threads reach.
+local function rates_of(s, threads)
+  local share = product_rate(s.profile, s.model.dtype, 256, threads) / product_rate(s.profile, s.model.dtype, 256, system.cpu_count())
+  return { product = s.rates.product * share, pass = s.rates.pass, copy = s.rates.copy, disk = s.rates.disk, write = s.rates.write }
+end
+
 local function planned(s, c)
-  return plan.training(s.model, { batch = s.rows, micro_batch = c.micro_batch, seq_len = s.seq_len, rank = s.rank, layers = s.layers,
-    recompute = c.recompute and "on" or "off", budget = s.budget })
+  return plan.training(s.model, { batch = s.rows, micro_batch = c.micro_batch, seq_len = s.seq_len, row_tokens = s.row_tokens, rank = s.rank,
+    layers = s.layers, recompute = c.mode, budget = s.budget, chunk = c.chunk, slots = c.slots, rates = rates_of(s, c.threads) })
 end
 
 local function powers(most)
@@ -79,31 +90,63 @@ local function powers(most)
   return list
 end
 
+local searched = { "micro_batch", "mode", "threads", "chunk", "slots" }
+
+-- How many settings differ, and one of them.
 local function differences(a, b)
-  local n = 0
-  for _, key in ipairs { "micro_batch", "recompute", "threads" } do if a[key] ~= b[key] then n = n + 1 end end
-  return n
+  local n, which = 0, nil
+  for _, key in ipairs(searched) do
+    if a[key] ~= b[key] then n, which = n + 1, key end
+  end
+  return n, which
 end
 
--- All settings; the default first, then those that differ from it in one thing, then in two, in three; by predicted time.
+-- What each setting can be, the default's value first. Where the default streams weights, more blocks may be read together, and weights
+-- may have fewer slots than fit, which leaves more memory to tapes; elsewhere neither has a meaning.
+local function choices(s, default, usual)
+  local list = { micro_batch = { default.micro_batch }, mode = { default.mode }, threads = { default.threads }, chunk = { default.chunk },
+    slots = { default.slots or false } }
+  local function add(key, value) if value ~= list[key][1] then table.insert(list[key], value) end end
+  if not s.fixed.micro_batch then
+    for m = s.rows, 1, -1 do if s.rows % m == 0 then add("micro_batch", m) end end
+  end
+  if (s.fixed.recompute or "auto") == "auto" then
+    add("mode", "off")
+    add("mode", "on")
+  end
+  if not s.fixed.threads then for _, n in ipairs(powers(system.cpu_count())) do add("threads", n) end end
+  if usual.slots then
+    for _, n in ipairs { 1, 2, 4 } do if n <= s.model.sizes.layers then add("chunk", n) end end
+    for _, n in ipairs { 2, 4 } do if n < usual.slots then add("slots", n) end end
+  end
+  return list
+end
+
+-- All settings that differ from the default in at most three things, or two where weights are streamed; the default first, then those
+-- that differ in one thing, then in more; by predicted time.
 local function candidates(s)
-  local usual = plan.training(s.model, { batch = s.rows, micro_batch = s.fixed.micro_batch, seq_len = s.seq_len, rank = s.rank,
-    layers = s.layers, recompute = s.fixed.recompute, budget = s.budget })
-  local default = { micro_batch = usual.micro_batch, recompute = usual.recompute, threads = s.fixed.threads or system.cpu_count() }
-  local list = {}
-  local micros = {}
-  for m = s.rows, 1, -1 do if s.rows % m == 0 then micros[#micros + 1] = m end end
-  if s.fixed.micro_batch then micros = { default.micro_batch } end
-  local modes = (s.fixed.recompute or "auto") ~= "auto" and { default.recompute } or { false, true }
-  local counts = s.fixed.threads and { s.fixed.threads } or powers(system.cpu_count())
-  for _, micro in ipairs(micros) do
-    for _, recompute in ipairs(modes) do
-      for _, threads in ipairs(counts) do
-        local c = { micro_batch = micro, recompute = recompute, threads = threads, rates = {}, outcome = "not tried" }
-        c.plan = planned(s, c)
-        c.predicted, c.changes = predict(s, c), differences(c, default)
-        if not c.plan.fits then c.outcome = "does not fit" end
-        list[#list + 1] = c
+  local fixed = s.fixed
+  local default = { micro_batch = fixed.micro_batch, mode = fixed.recompute or "auto", threads = fixed.threads or system.cpu_count(),
+    chunk = 1 }
+  local usual = planned(s, default)
+  default.micro_batch = usual.micro_batch
+  if usual.kept == 0 or not usual.recompute then default.mode = usual.recompute and "on" or "off" end -- else "auto": some are kept
+  local list, of = {}, choices(s, default, usual)
+  local function add(micro, mode, threads, chunk, slots)
+    local c = { micro_batch = micro, mode = mode, threads = threads, chunk = chunk, slots = slots or nil, rates = {}, outcome = "not tried" }
+    c.changes, c.kind = differences(c, default)
+    if c.changes > (usual.slots and 2 or 3) then return end
+    c.plan = planned(s, c)
+    c.recompute, c.blocks_kept, c.predicted = c.plan.recompute, c.plan.kept, predict(s, c)
+    if not c.plan.fits then c.outcome = "does not fit" end
+    list[#list + 1] = c
+  end
+  for _, micro in ipairs(of.micro_batch) do
+    for _, mode in ipairs(of.mode) do
+      for _, threads in ipairs(of.threads) do
+        for _, chunk in ipairs(of.chunk) do
+          for _, slots in ipairs(of.slots) do add(micro, mode, threads, chunk, slots) end
+        end
       end
     end
   end
@@ -115,8 +158,7 @@ local function candidates(s)
   list[1].default = true
   local turn = {} -- each kind of change is looked at before a second of any kind
   for i, c in ipairs(list) do
-    local kind = c.changes ~= 1 and "other" or c.micro_batch ~= default.micro_batch and "micro_batch"
-      or c.threads ~= default.threads and "threads" or "recompute"
+    local kind = c.changes == 1 and c.kind or "other"
     turn[kind] = (turn[kind] or 0) + 1
     c.turn = c.changes * 1e6 + (c.changes == 1 and turn[kind] or 0) * 1e3 + i
   end
@@ -127,6 +169,13 @@ end
 -- --- trials -------------------------------------------------------------------------------------------------------------
 
 local function remaining(s) return s.deadline - system.now() end
+
+-- Rates by which a trial's process makes the candidate's plan: the ones it was made by here.
+function search.trial_rates(s, c)
+  if not uses_disk(c.plan) then return nil end
+  local r = rates_of(s, c.threads)
+  return { product = r.product, pass = r.pass, copy = r.copy, disk = r.disk(), write = r.write() }
+end
 
 -- One visit: an update that is not counted and up to `steps` that are, in about `limit` seconds, less where the budget ends. Returns
 -- false when the budget does not allow even one.
@@ -139,13 +188,15 @@ local function visit(s, c, steps, limit)
   local patience = 3 * expected + 1
   local timeout = s.reference and math.min(patience, remaining(s)) or math.max(patience + 10, remaining(s))
   local result = trial.run({ model = s.path, dtype = s.model.dtype, data = s.data, pack = s.pack, batch = s.rows, seq_len = s.seq_len,
-    micro_batch = c.micro_batch, recompute = c.recompute, threads = c.threads, rank = s.rank, layers = s.layers_text, seed = s.seed,
-    memory = s.budget, steps = steps, limit = limit }, timeout)
+    row_tokens = s.row_tokens, micro_batch = c.micro_batch, recompute = c.mode, threads = c.threads, chunk = c.chunk, slots = c.slots,
+    rates = search.trial_rates(s, c), rank = s.rank, layers = s.layers_text, seed = s.seed, memory = s.budget, steps = steps,
+    limit = limit }, timeout)
   if result.outcome == "timeout" and (timeout < patience or c.median) then return false end -- the budget's end, or once slow
   c.visits, c.outcome, c.message = (c.visits or 0) + 1, result.outcome, result.message
   if result.outcome ~= "ok" then return true end
   if not s.reference then s.reference = result.loss end
   c.loss, c.peak, c.rss = result.loss, math.max(c.peak or 0, result.peak), math.max(c.rss or 0, result.rss)
+  c.bytes_read, c.bytes_written = result.bytes_read, result.bytes_written
   if math.abs(result.loss - s.reference) > tolerance * math.abs(s.reference) then
     c.outcome = "mismatch"
     c.message = ("first loss %.6f, the default's is %.6f"):format(result.loss, s.reference)
@@ -241,7 +292,7 @@ local function front(ranked)
   return list
 end
 
--- s: {path, model, profile, budget (bytes), deadline (system.now), rows, row_tokens, seq_len, rank, layers, layers_text, data, pack,
+-- s: {path, model, profile, rates (onn.limit's), budget (bytes), deadline (system.now), rows, row_tokens, seq_len, rank, layers, layers_text, data, pack,
 -- seed, fixed {micro_batch, recompute, threads}, progress(done, total, note)}. Returns {default, winner, ranked, front, all, judgement,
 -- tokens (of one update), seconds}, or nil and why the default itself could not be run.
 function search.run(s)

@@ -28,7 +28,8 @@ Session.patience = 5 -- updates in a row that may be skipped for numbers that ar
 function Session.new(model, opt)
   local given = opt._given or opt
   local self = setmetatable({ model = model, step = 0, skipped = 0, skipped_in_row = 0, opt = {}, prefix = opt.prefix,
-    carries = Carries.new(opt.carries or { quota = math.huge }) }, Session)
+    carries = Carries.new(opt.carries or { quota = math.huge }), filled = 0,
+    counted = { streamed = model:streamed(), written = 0, read = 0, filled = 0 } }, Session)
   for k, v in pairs(Session.defaults) do self.opt[k] = v end
   for k, v in pairs(opt) do self.opt[k] = v end
   opt = self.opt
@@ -68,14 +69,16 @@ local function accumulate(self, micros, supervised, epoch)
   error(total, 0)
 end
 
--- One update from its micro-batches (see onn.batch). The loss is the sum over all supervised tokens by their number in the whole
--- update. Returns {step, loss, lr, grad_norm, tokens, supervised, skipped}; an update whose numbers are not finite changes nothing.
+-- One update from its micro-batches (see onn.batch). Bytes and tokens filled ahead count from the last update's end. The loss is the sum
+-- over all supervised tokens by their number in the whole update. Returns {step, loss, lr, grad_norm, tokens, supervised, skipped}; an
+-- update whose numbers are not finite changes nothing.
 function Session:update(micros, epoch)
   local opt, supervised, tokens = self.opt, 0, 0
   for _, b in ipairs(micros) do supervised, tokens = supervised + b.supervised, tokens + b.tokens end
-  local streamed, spilled = self.model:streamed(), self.carries:stats()
   local total, known = accumulate(self, micros, supervised, epoch)
-  local now = self.carries:stats()
+  local was, now = self.counted, self.carries:stats()
+  now.streamed, now.filled = self.model:streamed(), self.filled
+  self.counted = now
   local began = trace.now()
   optim.fold(self.params)
   self.step = self.step + 1
@@ -95,8 +98,30 @@ function Session:update(micros, epoch)
   optim.clear(self.params)
   trace.span("optimizer", "optimizer", began, { step = self.step })
   return { step = self.step, loss = loss, lr = lr, grad_norm = norm, tokens = tokens, supervised = supervised, skipped = skipped,
-    bytes_streamed = self.model:streamed() - streamed, bytes_spilled = now.written - spilled.written,
-    bytes_fetched = now.read - spilled.read, prefix_tokens = known }
+    bytes_streamed = now.streamed - was.streamed, bytes_spilled = now.written - was.written, bytes_fetched = now.read - was.read,
+    prefix_tokens = known, filled_tokens = now.filled - was.filled }
+end
+
+-- The same updates as iterate() gives (update, cursor), read ahead so that the frozen stages are walked through once for as many of
+-- them as `tokens` allows, at least for one. Without a prefix cache: as they are.
+function Session:ahead(iterate, tokens)
+  if not self.prefix then return iterate end
+  local queue = {}
+  return function()
+    if #queue == 0 then
+      local micros, n, update, cursor = {}, 0
+      repeat
+        update, cursor = iterate()
+        if update then
+          queue[#queue + 1] = { update, cursor }
+          for _, b in ipairs(update) do micros[#micros + 1], n = b, n + b.tokens end
+        end
+      until not update or n + n / #queue > tokens
+      self.filled = self.filled + sweep.fill(self.model, micros, { prefix = self.prefix, carries = self.carries })
+    end
+    local first = table.remove(queue, 1)
+    if first then return first[1], first[2] end
+  end
 end
 
 -- The first trained tensor with values that are not finite, and how many; nil if all are.

@@ -58,9 +58,16 @@ function Run:release(kind, i, item, time) self.carries:release(key(kind, i, item
 function Run:announce()
   if not self.model.ring then return end
   local visits = {}
-  for i = self.first, self.last - 1 do visits[#visits + 1] = i end
-  for _ = 1, math.ceil(#self.items / self.together) do visits[#visits + 1] = self.last end
-  for i = self.last - 1, self.back and self.lowest or self.last, -1 do visits[#visits + 1] = i end
+  local function add(i, times, forward, backward)
+    visits[#visits + 1] = { at = i, times = times, forward = forward, backward = backward }
+  end
+  for i = self.first, self.last - 1 do
+    local times = 0
+    for _, item in ipairs(self.items) do if i >= item.first then times = times + 1 end end
+    add(i, times, true, false)
+  end
+  for _ = 1, math.ceil(#self.items / self.together) do add(self.last, 1, true, false) end
+  for i = self.last - 1, self.back and self.lowest or self.last, -1 do add(i, #self.items, i < self.keep_from, true) end
   self.model.ring:schedule(visits)
 end
 
@@ -221,6 +228,32 @@ function sweep.gradient(model, micros, opt)
   local known = 0
   for _, item in ipairs(run.items) do if item.first > 1 then known = known + item.batch.tokens end end
   return total, known
+end
+
+-- Fills the prefix cache for micro-batches whose frozen prefix is not known: one walk through the frozen stages for all of them.
+-- opt: {prefix, carries}. Returns the tokens that were computed.
+function sweep.fill(model, micros, opt)
+  local unknown, tokens = {}, 0
+  for _, batch in ipairs(micros) do
+    local known = opt.prefix:get(batch)
+    if known then known:free() else unknown[#unknown + 1], tokens = batch, tokens + batch.tokens end
+  end
+  if #unknown == 0 then return 0 end
+  local run = new_run(model, unknown, { carries = opt.carries })
+  run.prefix, run.last = opt.prefix, run.lowest
+  return finish(run, pcall(function()
+    if model.ring then
+      local visits = {}
+      for i = 1, run.lowest - 1 do visits[i] = { at = i, times = #unknown, forward = true } end
+      model.ring:schedule(visits)
+    end
+    run:forward()
+    for _, item in ipairs(run.items) do
+      run:get("h", run.lowest, item)
+      run:release("h", run.lowest, item)
+    end
+    return tokens
+  end))
 end
 
 -- The sum of nll in token order, and nothing else: held-out loss. opt: {total, carries, prefix, head_together}.

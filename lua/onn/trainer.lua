@@ -8,14 +8,15 @@ local Trainer = {}
 Trainer.__index = Trainer
 
 local known = { "model_path", "chunk_size", "sparse_layers", "lora_rank", "lora_alpha", "batch_size", "learning_rate", "memory",
-  "threads", "dtype", "seed" }
+  "threads", "dtype", "seed", "scratch" }
 
--- model_path is needed; sparse_layers lists 0-based blocks (default: all).
+-- model_path is needed; sparse_layers lists 0-based blocks (default: all); chunk_size: blocks that are read together where the model
+-- is streamed; scratch: a directory for what training spills (default: a temporary one).
 function Trainer.new(options)
   nearest.check(options, known, "trainer.new")
   if not options.model_path then error("trainer.new: model_path is needed", 2) end
   local engine = Engine.open(options.model_path, { memory = options.memory, threads = options.threads, dtype = options.dtype,
-    seed = options.seed })
+    seed = options.seed, scratch = options.scratch })
   return setmetatable({ engine = engine, options = { layers = options.sparse_layers, rank = options.lora_rank, alpha = options.lora_alpha,
     batch = options.batch_size, lr = options.learning_rate, chunk = options.chunk_size } }, Trainer)
 end

@@ -4,6 +4,7 @@ local cli = require "onn.cli"
 local data = require "onn.data"
 local plan = require "onn.plan"
 local system = require "onn.core.system"
+local units = require "onn.units"
 
 local training = {}
 
@@ -37,43 +38,67 @@ function training.check(opt)
   if opt.count and opt.ratio then return "--count and --ratio say the same thing twice: give one" end
 end
 
--- The plan of training `set` (of onn.data) with a recipe's options: for its rows as long as they are. rates: onn.limit's.
+-- The plan of training `set` (of onn.data) with a recipe's options (budget among them): for its rows as long as they are. rates:
+-- onn.limit's.
 function training.plan(model, opt, set, rates)
   local rows = data.rows(set, { pack = opt.pack, seq_len = opt.seq_len }):info()
   local wanted = { rates = rates, seq_len = math.min(opt.seq_len, rows.longest), row_tokens = rows.tokens / rows.rows,
     batch = math.min(opt.batch, rows.rows) }
   local updates = math.ceil(rows.rows / opt.batch)
   wanted.reuse_prefix = opt.prefix_cache ~= false and not opt.full and (opt.steps or updates * opt.epochs) > updates
+  wanted.all_tokens = rows.tokens
   return plan.training(model, setmetatable(wanted, { __index = opt }))
 end
 
 -- Where spilled carries and the prefix cache lie: --scratch, else in --out.
 local function scratch(opt) return opt.scratch or opt.out .. "/scratch" end
 
+-- Why a plan that does not fit cannot run: one line with the bytes that are needed.
+function training.too_large(plans, budget)
+  if plans.full then
+    return ("all weights rest in memory with their gradients and moments when they are trained: at least %s, the budget is %s; "
+      .. "adapters (without --full) train a model that streams from disk"):format(units.need(plans.minimum), units.bytes(budget))
+  end
+  return ("this run needs at least %s, the budget is %s: try a smaller --seq-len or --rank, fewer --layers, or --memory"):format(
+    units.need(plans.minimum), units.bytes(budget))
+end
+
+-- Will the run write to a scratch directory?
+function training.needs_scratch(plans) return plans.carries.quota ~= nil or plans.suffix_flops_per_token ~= nil end
+
 -- onn.carries' options of a run.
 function training.carries(opt, plans)
   local spills = plans.carries.quota
-  return { quota = spills or math.huge, expected = plans.carries.expected, scratch = spills and scratch(opt) or nil }
+  return { quota = spills or math.huge, expected = plans.carries.expected, scratch = spills and opt.scratch ~= false and scratch(opt) or nil }
+end
+
+-- The frozen-prefix cache of a run, or nil where nothing is frozen below what is trained or no sample comes twice.
+function training.prefix(model, opt, plans)
+  if not plans.suffix_flops_per_token then return nil end
+  local prefix = require "onn.prefix"
+  return prefix.open { key = prefix.key(model, plans.lowest + 2), quota = plans.prefix_ram, directory = scratch(opt), angles = model.angles,
+    disk = (system.free_disk(scratch(opt)) or 0) / 2, note = function(text) cli.note("prefix    %s", text) end }
 end
 
 -- Makes the directories of a run that is about to begin: results' and, where it has a use, scratch data's. Gives the session its
--- frozen-prefix cache, unless nothing is frozen below what is trained or no sample comes twice.
+-- frozen-prefix cache.
 function training.begin(model, opt, plans, session)
-  cli.check(checkpoint.prepare(opt.out))
-  local caches = plans.suffix_flops_per_token
-  if not caches and not plans.carries.quota then return end
+  if opt.out then cli.check(checkpoint.prepare(opt.out)) end
+  if not training.needs_scratch(plans) then return end
   session.scratch = { path = scratch(opt), made = not opt.scratch or not system.exists(opt.scratch) }
+  if not training.needs_scratch(plans) then return end
   cli.check(system.mkdir_p(session.scratch.path))
-  if not caches then return end
-  local lowest = plans.lowest + 2
-  local prefix = require "onn.prefix"
-  session.prefix = prefix.open { key = prefix.key(model, lowest), quota = plans.prefix_ram, directory = scratch(opt), angles = model.angles,
-    disk = (system.free_disk(opt.scratch or opt.out) or 0) * 0.9, note = function(text) cli.note("prefix    %s", text) end }
+  session.prefix = training.prefix(model, opt, plans)
 end
 
--- The end of a run's scratch data. Without `done` the prefix cache's files stay, for the run that goes on from here.
+-- The end of a run's scratch data. Without `done` the prefix cache's files stay, for the run that goes on from here; with it those of
+-- a run before go too, if this one had no use for them.
 function training.leave(session, done)
-  if session.prefix then session.prefix:close(done) end
+  if session.prefix then
+    session.prefix:close(done)
+  elseif done and session.scratch then
+    require("onn.prefix").remove(session.scratch.path)
+  end
   session.carries:clear()
   session.prefix = nil
   if session.scratch and session.scratch.made then os.remove(session.scratch.path) end -- unless something lies in it

@@ -1,4 +1,6 @@
 -- The options of training, shared by the recipes that train.
+local streaming = require("onn.streaming_options").list
+
 return {
   { "out", type = "string", default = "adapter", metavar = "DIR", help = "adapter directory to write" },
   { "epochs", type = "integer", default = 1, min = 1, help = "passes over the data" },
@@ -20,11 +22,13 @@ return {
   { "ratio", type = "share", help = "share of the layers a heuristic keeps (default 0.2)" },
   { "targets", type = "string", default = "all-linear", help = "linear layers that get an adapter: all-linear, or q_proj,v_proj" },
   { "full", help = "train the model's own weights instead of an adapter" },
-  { "chunk", type = "integer", min = 1, help = "stages per chunk" },
-  { "slots", type = "integer", min = 1, help = "ring slots that weights are streamed through" },
-  { "prefetch", negate = true, default = true, help = "read ahead of the arithmetic" },
-  { "prefix-cache", negate = true, default = true, help = "keep what the stages below the lowest trained one give" },
-  { "scratch", type = "string", metavar = "DIR", help = "where spilled data and the prefix cache lie (default: beside --out)" },
+  streaming[1],
+  streaming[2],
+  streaming[3],
+  { "prefix-cache", negate = true, default = true,
+    help = "keep what the frozen blocks below the lowest trained one give for each sample, in memory and in --scratch, for later epochs" },
+  { "scratch", type = "string", metavar = "DIR",
+    help = "where hidden states that exceed memory, and the prefix cache, lie until the run ends (default: scratch in --out)" },
   { "pack", optional = true, type = "string", choices = { "best-fit", "stream" },
     help = "pack several sequences into a row of seq-len tokens: best-fit (whole sequences), or stream (cut where rows end)" },
   { "shuffle", negate = true, default = true, help = "take the samples in the file's order with --no-shuffle" },

@@ -27,6 +27,11 @@ local function updates_of(model, spec)
   end
 end
 
+-- Rates as the plan takes them, from the parent's {product, pass, copy, disk, write}: measuring them again would take the trial's time.
+local function fixed_rates(r)
+  return { product = r.product, pass = r.pass, copy = r.copy, disk = function() return r.disk end, write = function() return r.write end }
+end
+
 local function run(spec)
   local layers = require "onn.layers"
   local measure = require "onn.measure"
@@ -35,16 +40,16 @@ local function run(spec)
   tensors.set_budget(spec.memory)
   local model = assert(require("onn.model").open(spec.model, { dtype = spec.dtype }))
   if #model.missing > 0 then error(model:why_not(), 0) end
-  assert(model:load())
   local set, wrong = layers.parse(spec.layers, model, spec)
   if set == false then error(wrong, 0) end
   local result = measure.training(model, { batch = spec.batch, seq_len = spec.seq_len, micro_batch = spec.micro_batch, rank = spec.rank,
-    recompute = spec.recompute and "on" or "off", layers = set, budget = spec.memory, steps = spec.steps, limit = spec.limit,
-    updates = updates_of(model, spec) })
+    recompute = spec.recompute, row_tokens = spec.row_tokens, layers = set, budget = spec.memory, chunk = spec.chunk, slots = spec.slots,
+    rates = spec.rates and fixed_rates(spec.rates), steps = spec.steps, limit = spec.limit, updates = updates_of(model, spec) })
   local finite = true
   for _, loss in ipairs(result.losses) do finite = finite and loss == loss and math.abs(loss) < math.huge end
   return { outcome = finite and "ok" or "nan", loss = finite and result.losses[1] or json.null, rates = result.rates,
-    tokens = result.tokens, seconds = result.seconds, peak = result.peak, rss = system.peak_rss() }
+    tokens = result.tokens, seconds = result.seconds, peak = result.peak, rss = system.peak_rss(), bytes_read = result.bytes_read,
+    bytes_written = result.bytes_written }
 end
 
 -- The child's side: prints one JSON object.

@@ -61,6 +61,12 @@ function units.bytes(value)
   return (step == 1 and "%d" or "%s"):format(step == 1 and n or digits(n)) .. " " .. name
 end
 
+-- need(4.001e9) -> "4.01 GB": what is shown is not less than what is meant, so that whoever gives it gives enough.
+function units.need(value)
+  local step = 10 ^ math.max(0, math.floor(math.log10(math.max(value, 1))) - 2)
+  return units.bytes(math.ceil(value / step) * step)
+end
+
 -- count(14.7e9) -> "14.7B"
 function units.count(value)
   local n, name, step = scaled(value, 1000, { "", "k", "M", "B", "T" })

@@ -2,6 +2,7 @@
 local json = require "onn.core.json"
 local stores = require "onn.core.store"
 local support = require "tests.support"
+local system = require "onn.core.system"
 local tensors = require "onn.core.tensor"
 local tiny = require "tests.tiny"
 
@@ -79,6 +80,53 @@ describe("onn.engine", function()
     refused("layers: expected numbers from 0 to 2, found 3", function() engine:train({ { text = "a b" } }, { layers = { 0, 3 } }) end)
     refused("no such model", function() Engine.open(folder .. "/nowhere") end)
     refused("there are no rows", function() engine:train({}, {}) end)
+  end)
+
+  describe("with a model larger than its memory", function()
+    local wide, rows, options = nil, {}, { epochs = 2, batch = 4, seq_len = 64, layers = { 13, 14, 15 }, lr = 1e-2 }
+    setup(function()
+      for i, row in ipairs(tiny.rows(8)) do rows[i] = { text = (row.prompt .. " " .. row.completion .. " "):rep(12) } end
+      wide = tiny.model(folder .. "/wide", { num_hidden_layers = 16, hidden_size = 128, intermediate_size = 384 })
+      assert(system.mkdir_p(folder .. "/scratch"))
+    end)
+
+    local function lives(memory, more)
+      local one = Engine.open(wide, { memory = memory, threads = 1, scratch = more and more.scratch })
+      local seen = { before = one.model.ring ~= nil }
+      local result = one:train(rows, options)
+      seen.losses, seen.streamed, seen.plan = result.losses, one.model.ring ~= nil, result.plan
+      seen.text = one:generate("the red cat", { max_tokens = 12, temperature = 0 })
+      seen.again = one:train(rows, { steps = 1, lr = 0, batch = 4, seq_len = 64 }).loss_first -- on from its adapter
+      seen.peak = tensors.memory().peak
+      one:close()
+      return seen
+    end
+
+    it("streams it: the same losses and the same text, within the memory, and nothing stays in the scratch directory", function()
+      local all = lives "1GB"
+      collectgarbage() collectgarbage()
+      tensors.reset_peak()
+      local before = tensors.memory().used
+      local small = lives(before + 13.5e6, { scratch = folder .. "/scratch" })
+      assert.same({ false, false }, { all.before, all.streamed })
+      assert.same({ true, true }, { small.before, small.streamed })
+      assert.same(all.losses, small.losses)
+      assert.equal(all.text, small.text)
+      assert.equal(all.again, small.again)
+      assert.is_true(small.plan.bytes_per_step > 0)
+      assert.is_true(small.peak <= before + 13.5e6)
+      assert.same({}, system.list(folder .. "/scratch"))
+      collectgarbage() collectgarbage()
+      assert.equal(before, tensors.memory().used)
+    end)
+
+    it("refuses what does not fit with the bytes that it needs", function()
+      assert.error_matches(function() Engine.open(wide, { memory = 3e6 }) end, "a text of %d+ tokens needs at least [%d.]+ MB, the budget is 3.00 MB")
+      local one = Engine.open(wide, { memory = 12e6, threads = 1 })
+      assert.error_matches(function() one:train(rows, { full = true, seq_len = 32 }) end,
+        "all weights rest in memory .- when they are trained: at least [%d.]+ MB, the budget is 12.0 MB")
+      one:close()
+    end)
   end)
 
   it("frees what it held", function()

@@ -8,7 +8,7 @@ describe("onn.trial", function()
   teardown(support.scratch_remove)
 
   local function run(changes, timeout)
-    local spec = { model = model, dtype = "f32", batch = 4, seq_len = 16, micro_batch = 2, recompute = false, threads = 1, rank = 2,
+    local spec = { model = model, dtype = "f32", batch = 4, seq_len = 16, micro_batch = 2, recompute = "off", threads = 1, rank = 2,
       layers = "all", seed = 0, memory = 1e9, steps = 3, limit = 10 }
     for key, value in pairs(changes or {}) do spec[key] = value end
     return trial.run(spec, timeout or 60)
@@ -27,10 +27,10 @@ describe("onn.trial", function()
   it("learns the same under all settings", function()
     local loss = run().loss
     assert.is_true(loss > 5.5 and loss < 6) -- of random tokens of 300
-    for _, changes in ipairs { { micro_batch = 4 }, { micro_batch = 1 }, { recompute = true }, { threads = 2 } } do
+    for _, changes in ipairs { { micro_batch = 4 }, { micro_batch = 1 }, { recompute = "on" }, { threads = 2 } } do
       assert.equal(loss, run(changes).loss)
     end
-    assert.is_true(run({ recompute = true, batch = 8, micro_batch = 8, seq_len = 64 }).peak
+    assert.is_true(run({ recompute = "on", batch = 8, micro_batch = 8, seq_len = 64 }).peak
       < run({ batch = 8, micro_batch = 8, seq_len = 64 }).peak)
   end)
 
@@ -47,6 +47,21 @@ describe("onn.trial", function()
     local r = run { data = data, batch = 2, steps = 4 }
     assert.equal("ok", r.outcome, r.message)
     assert.same({ 8, 8, 8, 8 }, r.tokens)
+  end)
+
+  it("streams a model that its memory does not hold: the same loss", function()
+    local wide = tiny.model(support.scratch() .. "/wide", { num_hidden_layers = 8, hidden_size = 256, intermediate_size = 512,
+      tie_word_embeddings = false })
+    local whole = run { model = wide, recompute = "auto", micro_batch = 4 }
+    assert.equal("ok", whole.outcome, whole.message)
+    assert.equal(0, whole.bytes_read)
+    for _, changes in ipairs { {}, { chunk = 2 }, { slots = 2, recompute = "on" }, { rates = { product = 1e11, pass = 1e10, copy = 1e10, disk = 1e9, write = 1e9 } } } do
+      changes.model, changes.memory, changes.micro_batch, changes.recompute = wide, 15e6, 4, changes.recompute or "auto"
+      local r = run(changes)
+      assert.equal("ok", r.outcome, r.message)
+      assert.equal(whole.loss, r.loss)
+      assert.is_true(r.bytes_read > 5e6 and r.peak <= 15e6)
+    end
   end)
 
   it("tells apart what can go wrong", function()

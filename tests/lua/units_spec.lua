@@ -28,6 +28,10 @@ describe("units", function()
     assert.equal("0 B", units.bytes(0))
     assert.equal("999 B", units.bytes(999))
     assert.equal("1.00 MB", units.bytes(999999))
+    for value, text in pairs { [14349824] = "14.4 MB", [14400000] = "14.4 MB", [999001] = "1.00 MB", [12] = "12 B", [1001] = "1.01 KB" } do
+      assert.equal(text, units.need(value))
+      assert.is_true(units.parse_bytes(units.need(value)) >= value)
+    end
     assert.equal("29.5 GB", units.bytes(29.46e9))
     assert.equal("14.7B", units.count(14.7e9))
     assert.equal("12", units.count(12))

@@ -51,6 +51,36 @@ describe("onn benchmark", function()
     assert.is_nil(json.decode(out)[1].train_tokens_per_s)
   end)
 
+  it("streams what is larger than the memory, by chunk, with the same losses", function()
+    local wide = tiny.model(support.scratch() .. "/wide", { num_hidden_layers = 8, hidden_size = 256, intermediate_size = 512,
+      tie_word_embeddings = false })
+    local function rows_of(...)
+      local status, out, err = bench(wide, "--batch", "4", "--rank", "2", "-o", "json", ...)
+      assert.equal(0, status, err)
+      return assert(json.decode(out)), err
+    end
+    local whole, note = rows_of("--chunk", "1,2")
+    assert.matches("chunk had no effect", note)
+    assert.same({ 0, 0 }, { whole[1].bytes_streamed, whole[2].bytes_streamed })
+    local rows
+    rows, note = rows_of("--chunk", "1,2,4", "--memory", "15MB")
+    assert.is_nil(note:find("no effect", 1, true))
+    for i, row in ipairs(rows) do
+      assert.equal("ok", row.outcome)
+      assert.equal(({ 1, 2, 4 })[i], row.chunk)
+      assert.is_true(row.chunk_used <= row.chunk and row.slots >= 2 and row.bytes_streamed > 5e6 and row.decode_bytes_streamed > 1e6)
+      assert.is_true(row.train_limit_share > 0 and row.train_limit_share < 1.5)
+      assert.is_true(row.bound == "disk" or row.bound == "compute")
+      assert.is_true(row.peak_bytes <= 15e6)
+      assert.equal(whole[1].loss, row.loss)
+    end
+    assert.same({ 1, 2 }, { rows[1].chunk_used, rows[2].chunk_used })
+    assert.is_true(rows[2].slots < rows[1].slots)
+    local status, out = bench(wide, "--batch", "4", "--rank", "2", "--memory", "15MB", "--dry-run", "--json", "-q")
+    assert.equal(0, status)
+    assert.is_true(json.decode(out)[1].bytes_streamed > 5e6)
+  end)
+
   it("says what did not fit and goes on", function()
     local status, out, err = run { "benchmark", model, "--batch", "1,64", "--micro-batch", "64", "--only", "train", "--seq-len", "64",
       "--steps", "1", "--recompute", "off", "--memory", "24MB", "--threads", "1",

@@ -2,6 +2,9 @@ local core = require "onn.core.ops"
 local program = require "onn.core.program"
 local stores = require "onn.core.store"
 local support = require "tests.support"
+local system = require "onn.core.system"
+local tensors = require "onn.core.tensor"
+local tiny = require "tests.tiny"
 
 local fixtures = program.home .. "/tests/lua/fixtures/peft"
 
@@ -49,6 +52,30 @@ describe("onn forward", function()
     local got, model = forward("--full", "--gradients"), stores.open(fixtures .. "/model")
     assert.equal(2 + #model:names(), #got:names())
     for _, name in ipairs(model:names()) do assert.same(model:info(name).shape, got:info("grad." .. name).shape) end
+  end)
+
+  it("streams what is larger than memory: the same bits, gradients too; refuses logits that do not fit", function()
+    local wide = tiny.model(folder .. "/wide", { num_hidden_layers = 8, hidden_size = 256, intermediate_size = 512 })
+    local adapter, ids = folder .. "/wide-adapter", folder .. "/ids.safetensors"
+    local status, _, err = support.run { "train", wide, tiny.data(folder .. "/rows.jsonl", 4), "--out", adapter, "--rank", "2", "--steps", "1",
+      "-q" }
+    assert.equal(0, status, err)
+    local rows = tensors.from_table({ { 1, 2, 3, 4, 5, 6 }, { 7, 8, 9, 10, 11, 12 } }, "i64")
+    assert(stores.write(ids, { input_ids = rows, labels = rows }, { format = "pt" }))
+    local function hash(...)
+      local output = folder .. "/wide-output.safetensors"
+      local how = { "forward", wide, "--input", ids, "--output", output, "--adapter", adapter, "--gradients", "--threads", "1", ... }
+      local done, _, message = support.run(how)
+      assert.equal(0, done, message)
+      return system.hash_file(output)
+    end
+    local whole = hash()
+    for _, how in ipairs { { "--memory", "9MB" }, { "--slots", "2", "--no-prefetch" }, { "--slots", "3", "--chunk", "2" } } do
+      assert.equal(whole, hash(unpack(how)), table.concat(how, " "))
+    end
+    status, _, err = support.run { "forward", wide, "--input", ids, "--output", folder .. "/none", "--memory", "1MB" }
+    assert.equal(1, status)
+    assert.matches("^onn: forward: logits of %(2, 6, 300%) take 14.4 KB, and the run with them at least [%d.]+ MB; the budget is 1.00 MB", err)
   end)
 
   it("refuses in one line", function()

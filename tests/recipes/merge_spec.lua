@@ -4,6 +4,7 @@ local program = require "onn.core.program"
 local stores = require "onn.core.store"
 local support = require "tests.support"
 local system = require "onn.core.system"
+local tiny = require "tests.tiny"
 
 local fixtures = program.home .. "/tests/lua/fixtures/peft"
 
@@ -54,6 +55,37 @@ describe("onn merge", function()
     status, text = support.run { "merge", fixtures .. "/model", fixtures .. "/all", out, "--storage", "bf16", "--overwrite" }
     assert.equal(0, status)
     assert.matches("rounding", text)
+  end)
+
+  it("takes little memory, however large the model is: the same file", function()
+    local wide = tiny.model(folder .. "/wide", { num_hidden_layers = 4, hidden_size = 256, intermediate_size = 512 })
+    local status, _, err = support.run { "train", wide, tiny.data(folder .. "/rows.jsonl", 8), "--out", folder .. "/tuned", "--lr", "1e-2",
+      "--rank", "2", "--steps", "2", "-q" }
+    assert.equal(0, status, err)
+    local hashes = {}
+    for i, memory in ipairs { "1GB", "2MB" } do
+      local out = ("%s/merged%d"):format(folder, i)
+      status, _, err = support.run { "merge", wide, folder .. "/tuned", out, "--storage", "bf16", "--memory", memory }
+      assert.equal(0, status, err)
+      hashes[i] = system.hash_file(out .. "/model.safetensors")
+    end
+    assert.is_true(system.stat(wide .. "/model.safetensors").size > 8e6)
+    assert.equal(hashes[1], hashes[2])
+  end)
+
+  it("leaves nothing where a merged weight is not finite", function()
+    local adapter = folder .. "/infinite"
+    os.execute(("cp -r %s/all %s"):format(fixtures, adapter))
+    local store, values = stores.open(adapter .. "/adapter_model.safetensors"), {}
+    for _, name in ipairs(store:names()) do values[name] = store:read(name) end
+    local name = store:names()[2]
+    values[name] = core.affine(values[name], 1 / 0, 0):clone()
+    store:close()
+    assert(stores.write(adapter .. "/adapter_model.safetensors", values, { format = "pt" }))
+    local status, _, err = support.run { "merge", fixtures .. "/model", adapter, folder .. "/never" }
+    assert.equal(1, status)
+    assert.matches("the merged weight '[%w._]+' is not finite", err)
+    assert.is_false(system.exists(folder .. "/never"))
   end)
 
   it("plans without writing", function()

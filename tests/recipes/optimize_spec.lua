@@ -72,7 +72,7 @@ describe("onn optimize", function()
     assert.matches("# +settings +tokens/s", out)
     assert.matches("%(default%)", out)
     assert.matches("of the limit, bound by", out)
-    assert.matches("no effect yet", out)
+    assert.matches("no effect:", out)
     assert.matches("equitable scores", out)
     assert.matches("search +%d+/%d+ trials", err)
   end)
@@ -85,6 +85,27 @@ describe("onn optimize", function()
     local found = json.decode(out)
     assert.equal(1, #found.search.trials)
     assert.same({ 2, 1, true }, { found.config.micro_batch, found.config.threads, found.config.gradient_checkpointing })
+  end)
+
+  it("searches chunks and slots where the model is streamed", function()
+    local wide = tiny.model(folder .. "/wide", { num_hidden_layers = 8, hidden_size = 256, intermediate_size = 512,
+      tie_word_embeddings = false })
+    local status, out, err = run { "optimize", wide, "--budget", "4s", "--seq-len", "16", "--batch", "4", "--rank", "2", "--threads", "1",
+      "--micro-batch", "4", "--memory", "15MB", "--json", "-q" }
+    assert.equal(0, status, err)
+    local found = assert(json.decode(out))
+    local chunks, n = {}, 0
+    for _, t in ipairs(found.search.trials) do
+      assert.is_true(t.outcome ~= "ok" or t.slots >= 2 and t.bytes_read > 0, t.outcome)
+      if t.outcome == "ok" then chunks[t.chunk], n = true, n + 1 end
+    end
+    assert.is_true(chunks[1] and chunks[2] and n > 2)
+    assert.is_true(found.config.chunk_size < 8)
+    assert.equal(1, #found.search.no_effect)
+    assert.is_true(found.search.roofline.disk_seconds > 0)
+    status, out, err = run { "train", wide, tiny.data(folder .. "/some.jsonl", 8), "--dry-run", "--json", "--memory", "9MB", "--rank", "2" }
+    assert.equal(0, status, err)
+    assert.is_true(json.decode(out).chunk <= found.config.chunk_size)
   end)
 
   it("plans without writing", function()

@@ -105,7 +105,7 @@ describe("training with checkpoints", function()
   it("killed at any moment, again and again, goes on to the same bits", function()
     local kills, status = 0, nil
     for turn = 1, 60 do
-      status = shell(("timeout -s KILL %.3f sh -c %s"):format(0.03 + turn * 0.004, quote("exec env " .. command("random", usual
+      status = shell(("timeout -s KILL %.3f sh -c %s"):format(0.03 + turn * 0.004 * (1 + turn / 20), quote("exec env " .. command("random", usual
         .. " -q --resume") .. " 2>&1")))
       if status == 0 then break end
       kills = kills + 1

@@ -4,6 +4,7 @@
 -- c.wants(k): is a gradient of input k wanted; c.leaf(k): its gradient buffer (f32, added to) if it is trained;
 -- c.old(k): a gradient of input k met before, which may be added to in place and returned; c.starts: borders of sequences.
 local core = require "onn.core.ops"
+local row_tiles = require "onn.row_tiles"
 local tape = require "onn.autograd.tape"
 local tensors = require "onn.core.tensor"
 
@@ -229,11 +230,11 @@ rules.gate = {
   backward = function(s, dy) return core.gate_backward(dy, s[1], s[2], s.name) end,
 }
 
--- x, w, bias, a, b, and the adapter's own input (nil: x). The adapter's part is added before y's single rounding.
+-- x, w (or one of onn.row_tiles), bias, a, b, and the adapter's own input (nil: x). The adapter's part is added before y's single rounding.
 rules.linear = {
   forward = function(s, i, scale, dtype)
     local x, w, a = i[1], i[2], i[4]
-    local y, h = core.linear(x, w, i[3], a, i[5], scale, i[6], dtype)
+    local y, h = row_tiles.products(w).linear(x, w, i[3], a, i[5], scale, i[6], dtype)
     if s.keep then
       s.w, s.a, s.b, s.h, s.apart, s.scale, s.into = w, a, i[5], h, i[6], scale, x:dtype()
       if a and not i[6] or tape.gradient(w) or i[3] and tape.gradient(i[3]) then s.x = x end -- read again only for what is trained
@@ -242,7 +243,7 @@ rules.linear = {
   end,
   backward = function(s, dy, c)
     if dy:dtype() ~= s.into then dy = dy:to(s.into) end
-    local dx, dh, dropped = core.linear_backward(dy, s.w, s.a, s.b, s.scale, c.old(1), s.apart ~= nil, not c.wants(1))
+    local dx, dh, dropped = row_tiles.products(s.w).linear_backward(dy, s.w, s.a, s.b, s.scale, c.old(1), s.apart ~= nil, not c.wants(1))
     if s.a then core.lora_backward(c.leaf(4), c.leaf(5), dh, dy, s.h, s.apart or s.x, s.b, s.scale, c.starts) end
     if c.leaf(2) or c.leaf(3) then core.linear_backward_weight(c.leaf(2), c.leaf(3), dy, s.x, c.starts) end
     return dx, nil, nil, nil, nil, dropped

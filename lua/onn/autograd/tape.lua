@@ -4,6 +4,7 @@
 -- tensor with a gradient buffer). Frozen inputs get no gradient, and nothing is computed for them.
 local core = require "onn.core.ops"
 local tensors = require "onn.core.tensor"
+local traced = require "onn.traced"
 
 local Tape = {}
 Tape.__index = Tape
@@ -32,7 +33,7 @@ function Tape:watch(t) self.tracked[t] = true end
 function Tape:run(f, ...)
   local outer = current
   current = self
-  local ok, a, b, c = xpcall(f, function(e) return type(e) == "string" and debug.traceback(e, 2) or e end, ...)
+  local ok, a, b, c = xpcall(f, traced, ...)
   current = outer
   if not ok then error(a, 0) end
   return a, b, c

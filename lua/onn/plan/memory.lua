@@ -100,6 +100,13 @@ local function block_gradients(s, tokens, trained)
   return wide + rest, wide
 end
 
+-- What one block forward, without a tape, makes and holds until its end, its output included; and what of it is there at the attention.
+local function block_forward(s, tokens)
+  local first = hold(tokens, s.e, { s.width, s.kv, s.q, s.kv, s.q }) + hold(tokens, 4, s.fused and { s.q + 2 * s.kv } or { s.q, s.kv })
+  if s.qk_norm then first = first + hold(tokens, 4, { s.q, s.kv }) end
+  return first + hold(tokens, 4, { s.width, s.width, s.width, s.width }) + hold(tokens, s.e, { s.width, s.inner, s.inner, s.inner }), first
+end
+
 -- Scratch of a product over T rows: rows packed, in blocks of 32 and cuts of the depth (at most 2048 at once, and 512 or 16 MB of them),
 -- an adapter's A or B; for each thread two pieces of the weight, of 8 panels (16 for few rows of bf16) and one cut, and 512 rows' sums of
 -- those panels.
@@ -116,6 +123,9 @@ end
 
 -- Scratch of a weight's gradient: eight tiles of 128 tokens of the narrower side, packed.
 local function gradient_scratch(lines) return taken((8 * math.ceil(lines / 32) * 32 + 32 * tensors.threads()) * 128 * 4) end
+
+-- Scratch of an adapter's gradients: the same of the two sides that are as wide as the rank (kernels/cpu/lora.c).
+local function adapter_scratch(s) return taken((2 * 8 * math.ceil(s.rank / 32) * 32 + 32 * tensors.threads()) * 128 * 4) end
 
 -- Scratch of the head and its loss: per token a sum as wide as x and the label's row; and for at most 1024 tokens at once and one cut
 -- of the vocabulary, logits, exponentials, x and w as they are multiplied (kernels/cpu/head_loss.c).
@@ -158,26 +168,28 @@ function memory.state(model, opt, modules)
 end
 
 -- What micro-batches of `tokens` tokens take beside weights and state. opt: rank, full, dropout, seq_len; facts: {tokens, lowest
--- (number of the lowest trained block), trained (set)}. Returns {
+-- (number of the lowest trained block), trained (set), tiled (matrices come in row tiles)}. Returns {
 --   carry: a hidden state between two stages, f32;  tapes: {[block] = what its kept tape holds beside its input};
 --   kept, rebuilt: the largest moment of walking back through a block whose tape was kept, or is rebuilt;
 --   batch: ids, labels and the like;  common: what a sweep holds once;  head(n, back): the head's moment with n micro-batches at once }.
 function memory.micro_batch(model, opt, facts)
   local s, c, T = sizes_of(model, opt), model.sizes, facts.tokens
   local product = product_scratch(s, T, math.max(s.inner, s.fused and 2 * s.inner or 0))
-  local weight = opt.full and gradient_scratch(math.min(s.inner, s.width)) or gradient_scratch(s.rank)
+  local weight = opt.full and gradient_scratch(math.min(s.inner, s.width)) or adapter_scratch(s)
   local carry, attention = hold(T, 4, { s.width }), attention_scratch(s, opt.seq_len)
   local micro = { carry = carry, tapes = {}, kept = 0, rebuilt = 0, batch = taken(T * 28) + 2 ^ 13 }
   for index = facts.lowest, c.layers - 1 do
     local trained = opt.full or facts.trained[index] or false
     local tape, all, wide = block_tape(s, T, trained) - carry, block_gradients(s, T, trained)
-    local back = math.max(all, wide + math.max(product, weight), all - 2 * carry + attention)
+    local widest, last = 0, 0 -- a gradient that is summed over row tiles is f32 until it is whole
+    if facts.tiled and s.e == 2 then widest, last = hold(T, 4, { math.max(s.inner, s.q, s.width) }), carry end
+    local back = math.max(all + last, wide + widest + math.max(product, weight), all - 2 * carry + attention)
     micro.tapes[index] = tape
     micro.kept, micro.rebuilt = math.max(micro.kept, back), math.max(micro.rebuilt, back + tape + carry) -- and its output made again
   end
-  if facts.lowest >= c.layers then -- nothing is walked back: a block forward
-    local tape, _, wide = block_tape(s, T, false), block_gradients(s, T, false)
-    micro.kept = tape + wide + math.max(product, attention)
+  if facts.lowest >= c.layers then -- nothing is walked back
+    local all, first = block_forward(s, T)
+    micro.kept = math.max(all + product, first + attention)
     micro.rebuilt = micro.kept
   end
   -- the positions' table; lists of tiles and the like are small
