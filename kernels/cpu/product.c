@@ -7,9 +7,10 @@ enum {
     ROWS_PACKED = 2048,      /* rows of a that are packed at once, fewer if they are deep, */
     WORDS_PACKED = 1 << 22,  /* more than so many words; but at least as many rows as */
     ROWS_AT_ONCE = 512,      /* those that one piece of b meets: */
-    PANELS_AT_ONCE = 8,      /* so many panels, ... */
+    PANELS_AT_ONCE = 8,      /* so many panels (with tiles and FEW_BLOCKS of rows at most: 2 or 16, see most_panels()), ... */
     DEPTH_AT_ONCE = 256,     /* ... about so deep. Rows and blocks then lie in the second cache, a panel in the first. */
     UNIT_DEPTH = 32,         /* A piece is packed unit by unit (a panel wide, or */
+    FEW_BLOCKS = 4,          /* (their packed rows stay in the second cache.) */
     UNIT_ROWS = 8,           /* so many rows of it) beside the products of the piece before it, */
     UNITS_AHEAD = 4          /* and asked of memory so many units earlier. Nothing here changes a bit. */
 };
@@ -168,6 +169,14 @@ static void piece_pack(const Job *job, const Piece *piece, int64_t from, int64_t
     }
 }
 
+/* Share `i` of `of` of the packed rows that a piece will meet, brought near. */
+static void rows_prefetch(const Job *job, const Piece *piece, int64_t i, int64_t of) {
+    int64_t lines = (piece->to - piece->from) * job->a_words / 16;
+    const float *a = a_at(job, piece->from, piece->cut);
+    for (int64_t line = lines * i / of; line < lines * (i + 1) / of; line++)
+        __builtin_prefetch(a + line * 16, 0, 2);
+}
+
 /* The blocks of one piece, whose part of b is packed: every block's chain goes on where it was. Meanwhile the next piece is packed. */
 static void piece_run(const Job *job, const Piece *piece, const float *packed, float *right, float *blocks, const Piece *next,
                       float *next_packed) {
@@ -203,11 +212,21 @@ static void piece_run(const Job *job, const Piece *piece, const float *packed, f
                 keep = 1;
             }
             KERNEL(block_product)(block, keep, parts, factors, rows, cols, job->pairs);
+            if (next->panels && PACKS_ROWS)
+                rows_prefetch(job, next, run, runs);
             piece_pack(job, next, units * run / runs, units * (run + 1) / runs, next_packed);
             if (cut + 1 == job->cuts)
                 block_store(block, c, p->dtype, p->step, rows, cols);
         }
     }
+}
+
+/* Panels of a piece at most. The fewer the rows, the more it is memory's speed that counts, and long runs come fastest: along the depth
+ * few lines, whose next cut is on its way already; along the columns many. More rows would have to be read again for each piece. */
+static int64_t most_panels(const Job *job) {
+    if (!PACKS_ROWS || !job->pairs || job->at_once > FEW_BLOCKS)
+        return PANELS_AT_ONCE;
+    return job->p->b.inner == 1 ? 2 : 16;
 }
 
 /* Shares of the rows at once: enough of them for the threads to end together, few enough that b is seldom packed again. */
@@ -216,7 +235,7 @@ static void job_share(Job *job, int64_t first) {
     job->first = first;
     job->blocks = least(job->at_once, count_of(job->p->rows - first, BLOCK_ROWS));
     job->groups = count_of(job->blocks, MOST);
-    job->chunks = count_of(job->panels, PANELS_AT_ONCE);
+    job->chunks = count_of(job->panels, most_panels(job));
     job->taken = 0;
     if (job->chunks && job->chunks * job->groups < 4 * job->threads && job->blocks >= 2 * HALF)
         job->groups = least(job->blocks / HALF, count_of(4 * job->threads, job->chunks));
@@ -245,9 +264,9 @@ Status KERNEL(product)(const Product *p) {
     job.low_words = low ? panel_words(BLOCK_COLS, low->depth, pairs) : 0;
     job.panels = p->c ? count_of(p->cols, BLOCK_COLS) : 0;
     job.left_panels = count_of(rank, BLOCK_COLS);
-    int64_t most_panels = least(PANELS_AT_ONCE, job.panels), most_blocks = least(job.at_once, ROWS_AT_ONCE / BLOCK_ROWS);
-    int64_t sum_words = job.cuts > 1 ? most_panels * most_blocks * BLOCK_ROWS * BLOCK_COLS : 0;
-    int64_t own_words = job.right_words + 2 * most_panels * job.b_words + sum_words;
+    int64_t panels = least(most_panels(&job), job.panels), most_blocks = least(job.at_once, ROWS_AT_ONCE / BLOCK_ROWS);
+    int64_t sum_words = job.cuts > 1 ? panels * most_blocks * BLOCK_ROWS * BLOCK_COLS : 0;
+    int64_t own_words = job.right_words + 2 * panels * job.b_words + sum_words;
     int64_t prepare_words = low ? job.a_words + (job.left_panels * BLOCK_COLS + (rank + 15) / 16 * 16) * BLOCK_ROWS : 0;
     own_words = own_words > prepare_words ? own_words : prepare_words;
     int64_t words = job.at_once * (job.cuts * job.a_words + job.h_words) + job.left_panels * job.low_words + job.threads * own_words;
@@ -263,8 +282,8 @@ Status KERNEL(product)(const Product *p) {
 #pragma omp parallel
     {
         float *own = owned + omp_get_thread_num() * own_words, *right = own, *packed[2] = {right + job.right_words};
-        packed[1] = packed[0] + most_panels * job.b_words;
-        float *blocks = packed[1] + most_panels * job.b_words;
+        packed[1] = packed[0] + panels * job.b_words;
+        float *blocks = packed[1] + panels * job.b_words;
         blocks_begin();
         if (low) {
 #pragma omp for schedule(static)

@@ -108,15 +108,17 @@ local function block_forward(s, tokens)
 end
 
 -- Scratch of a product over T rows: rows packed, in blocks of 32 and cuts of the depth (at most 2048 at once, and 512 or 16 MB of them),
--- an adapter's A or B; for each thread two pieces of the weight, of 8 panels and one cut, and 512 rows' sums of those panels.
+-- an adapter's A or B; for each thread two pieces of the weight, of 8 panels (16 for few rows of bf16) and one cut, and 512 rows' sums of
+-- those panels.
 local function product_scratch(s, tokens, depth)
   local rank, threads, rows = math.ceil(s.rank / 32) * 32, tensors.threads(), math.min(math.ceil(tokens / 32) * 32, 2048)
   local cuts = math.max(1, math.floor(depth / 256 + 0.5))
   local cut = math.ceil(depth / cuts / 32) * 32
   local line = cuts * cut * s.e
-  local sums = cuts > 1 and 8 * 32 * math.min(rows, 512) * 4 or 0
+  local panels = s.e == 2 and rows <= 128 and math.max(8, math.min(16, math.ceil(math.max(s.width, s.inner, s.q) / 32))) or 8
+  local sums = cuts > 1 and panels * 32 * math.min(rows, 512) * 4 or 0
   return taken(math.min(rows * line, math.max(512 * line, 2 ^ 24)) + (rows * s.e + line) * rank
-    + threads * ((2 * 8 * cut + rank) * 32 * s.e + sums))
+    + threads * ((2 * panels * cut + rank) * 32 * s.e + sums))
 end
 
 -- Scratch of a weight's gradient: eight tiles of 128 tokens of the narrower side, packed.
