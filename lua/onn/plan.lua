@@ -210,6 +210,7 @@ local function candidate(model, opt, f, m, how)
   end
   p.flops_per_token, p.bytes_per_step, p.seconds_per_step = cost(0)
   if opt.reuse_prefix and f.first > 0 then -- what an update of the first epoch reads of the frozen stages serves several
+    p.uncached_bytes_per_step = p.bytes_per_step
     p.suffix_flops_per_token, p.suffix_bytes_per_step, p.suffix_seconds_per_step = cost(f.first)
     local step = opt.batch * (opt.row_tokens or opt.seq_len)
     local spare = math.max(0, f.budget - p.peak)

@@ -51,7 +51,8 @@ Log.__index = Log
 
 -- facts: {total (updates), plan, rates (onn.limit's), first (updates done before)}.
 function report.training_log(opt, facts)
-  local self = setmetatable({ opt = opt, facts = facts, losses = {}, tokens = 0, seconds = 0, work = {} }, Log)
+  local self = setmetatable({ opt = opt, facts = facts, losses = {}, tokens = 0, seconds = 0, work = {},
+    known = { updates = 0, seconds = 0, least = 0 }, walked = { updates = 0, seconds = 0, least = 0 } }, Log)
   if opt.log then
     local file, message = io.open(opt.log, facts.first > 0 and "a" or "w")
     self.file = cli.check(file, "--log " .. tostring(message)) -- io.open's third value is no exit status
@@ -76,6 +77,8 @@ function Log:step(r)
   local work = work_of(facts.plan, r)
   local share, bound = limit.share(work, facts.rates, r.seconds)
   for key, value in pairs(work) do self.work[key] = (self.work[key] or 0) + value end
+  local kind = (r.prefix_tokens or 0) == r.tokens and r.filled_tokens == 0 and self.known or self.walked
+  kind.updates, kind.seconds, kind.least = kind.updates + 1, kind.seconds + r.seconds, kind.least + share * r.seconds
   self.last_step = r.step
   if not r.skipped then self.losses[#self.losses + 1] = { r.step, r.loss } end
   self.rates, self.step_seconds = self.rates or {}, self.step_seconds or {}
@@ -116,6 +119,18 @@ function Log:evaluated(loss)
   if loss then cli.note("step %d  held-out loss %.4f", self.last_step, loss) end
 end
 
+-- What knowing the frozen stages' output has brought, against what bytes and operations allow: their limits' ratio. `known` holds the
+-- seconds and limits of updates that found all of it, `walked` those of updates that had to walk through the frozen stages.
+local function prefix_line(plans, rates, known, walked)
+  local _, _, without = limit.share({ flops = plans.flops_per_token * plans.tokens_per_step, bytes_read = plans.uncached_bytes_per_step },
+    rates, 1)
+  local allowed = without / (known.least / known.updates)
+  local reached = allowed * (known.least / known.seconds) / (walked.least / walked.seconds)
+  cli.print(("prefix    known in %d of %d updates: %s each, %.1f x as fast as walking through the frozen stages (bytes and operations give %.1f x)")
+    :format(known.updates, known.updates + walked.updates, units.seconds(known.seconds / known.updates), reached, allowed))
+  return reached, allowed
+end
+
 local function median(list)
   local sorted = {}
   for i, v in ipairs(list or {}) do sorted[i] = v end
@@ -148,6 +163,9 @@ function Log:summary(session, out, peak, plot)
     cli.print(("limit     %.0f %% of it, bound by %s: %s at %s%s took %s"):format(100 * share, bound, units.operations(self.work.flops),
       units.flops(self.facts.rates.flops), self.work.bytes_read > 0 and (" and %s read at %s"):format(units.bytes(self.work.bytes_read),
         units.rate(self.facts.rates.disk())) or "", units.seconds(self.seconds)))
+  end
+  if self.known.updates > 0 and self.walked.updates > 0 then
+    prefix_line(self.facts.plan, self.facts.rates, self.known, self.walked)
   end
   if session.skipped > 0 then cli.print(("skipped   %d updates were not finite"):format(session.skipped)) end
   cli.print("written   " .. out)
