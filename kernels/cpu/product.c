@@ -212,7 +212,7 @@ static void piece_run(const Job *job, const Piece *piece, const float *packed, f
                 keep = 1;
             }
             KERNEL(block_product)(block, keep, parts, factors, rows, cols, job->pairs);
-            if (next->panels && PACKS_ROWS)
+            if (PACKS_ROWS && next->panels && job->blocks > FEW_BLOCKS)
                 rows_prefetch(job, next, run, runs);
             piece_pack(job, next, units * run / runs, units * (run + 1) / runs, next_packed);
             if (cut + 1 == job->cuts)

@@ -268,7 +268,7 @@ describe("linear", function()
 
   it("takes a weight as it is stored, with the bits of one converted to bf16 before", function()
     for _, dtype in ipairs { "f32", "f16" } do
-      for _, shape in ipairs { { 1, 1, 1 }, { 3, 7, 17 }, { 70, 130, 260 }, { 33, 700, 65 } } do
+      for _, shape in ipairs { { 1, 1, 1 }, { 3, 7, 17 }, { 70, 130, 260 }, { 33, 700, 65 }, { 40, 640, 1100 }, { 150, 640, 640 } } do
         for _, turned in ipairs { false, true } do
           local rows, width, out = unpack(shape)
           local x, dy = gapped("bf16", rows, width, 1), gapped("bf16", rows, out, 2)
