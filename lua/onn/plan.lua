@@ -108,7 +108,10 @@ end
 local function reader(model, layout)
   local Ring, known = require "onn.ring", {}
   local function whole(how, slots)
-    return (simulated(layout, Ring.uses(layout, visits(model, how)), slots, 3))
+    local units, passing = Ring.uses(layout, visits(model, how)), {}
+    local kept, count = Ring.kept(layout, units, math.min(slots, #layout.units))
+    for _, unit in ipairs(units) do if not kept[unit] then passing[#passing + 1] = unit end end
+    return #passing > 0 and simulated(layout, passing, slots - count, 3) or 0
   end
   -- Row tiles: each micro-batch reads again what of the stage the slots have not kept; between visits nothing is counted as kept.
   local function visit(v, slots)

@@ -169,7 +169,7 @@ end
 -- opt: slots, chunk (1), tile (bytes, where blocks are cut), prefetch (true), direct (true: past the page cache). Returns the ring, its
 -- model's stages bound; or nil, message, code.
 function Ring.open(model, opt)
-  local self = setmetatable({ model = model, layout = Ring.layout(model, opt.chunk or 1, opt.tile) }, Ring)
+  local self = setmetatable({ model = model, layout = Ring.layout(model, opt.chunk or 1, opt.tile), keep = {}, holding = {} }, Ring)
   local message, code
   self.stream, message, code = streams.open(model.store, { units = self.layout.units, slots = math.min(opt.slots, #self.layout.units),
     prefetch = opt.prefetch ~= false, direct = opt.direct ~= false })
@@ -202,12 +202,37 @@ function Ring.uses(layout, visits)
   return units
 end
 
+-- Which units stay in their slots, as a set and its size, where `units` (uses in order) do not all fit: of those that are used on the way
+-- forward and back all slots but two, evenly spread, so that what is read in between comes while they are computed.
+function Ring.kept(layout, units, slots)
+  local times, twice, kept = {}, {}, {}
+  for _, unit in ipairs(units) do
+    times[unit] = (times[unit] or 0) + 1
+    if times[unit] == 2 then twice[#twice + 1] = unit end
+  end
+  local different = 0
+  for _ in pairs(times) do different = different + 1 end
+  local count = math.min(slots - 2, #twice)
+  if count < 1 or different <= slots or next(layout.products) then return kept, 0 end
+  table.sort(twice)
+  for k = 1, count do kept[twice[math.floor((k - 0.5) * #twice / count) + 1]] = true end
+  return kept, count
+end
+
 -- Says which stages will be visited, from now on and then again and again, so that they are read ahead.
 function Ring:schedule(visits)
   local units = Ring.uses(self.layout, visits)
   local text = table.concat(units, ",")
-  if text ~= self.scheduled then self.stream:schedule(units) end
+  if text == self.scheduled then return end
   self.scheduled = text
+  local kept, count = Ring.kept(self.layout, units, self.stream:stats().slots)
+  if count > 0 then
+    for unit in pairs(self.holding) do if not kept[unit] then self.stream:release(unit) end end
+    local holding = {}
+    for unit in pairs(self.holding) do holding[unit] = kept[unit] end
+    self.keep, self.holding = kept, holding
+  end
+  self.stream:schedule(units)
 end
 
 -- Read events of the stream, as spans of the trace.
@@ -224,6 +249,7 @@ local function acquire(self, unit)
   local began = trace.now()
   local ok, message = self.stream:acquire(unit)
   if not ok then error(message, 0) end
+  if self.keep[unit] and not self.holding[unit] then self.holding[unit] = self.stream:acquire(unit) end
   trace.span("wait", "wait", began)
 end
 
