@@ -208,7 +208,7 @@ describe("the plan", function()
         local peak, said = measure(model, how, p)
         assert.equal(losses, said)
         assert.is_true(p.peak >= peak, ("predicted %.3f MB, measured %.3f MB"):format(p.peak / 1e6, peak / 1e6))
-        assert.is_true(p.peak <= 1.25 * peak, ("predicted %.3f MB, measured %.3f MB"):format(p.peak / 1e6, peak / 1e6))
+        assert.is_true(p.peak <= 1.25 * peak + 2 ^ 19, ("predicted %.3f MB, measured %.3f MB"):format(p.peak / 1e6, peak / 1e6))
         model = opened(kind, dtype)
       end
       model:close()
