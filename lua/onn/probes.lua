@@ -48,10 +48,12 @@ end
 
 -- What weights that come from memory cost: {dtype, flops, bytes} for every dtype with fast arithmetic. A product of T rows with such a
 -- weight, forward or backward, takes about (its operations) / flops + (the weight's bytes) / bytes seconds; fitted to two sizes of T.
-function probes.passes()
+-- most: bytes of memory that this may take.
+function probes.passes(most)
   local list, _, native = {}, tensors.backend()
   for _, dtype in ipairs(native and { "f32", "bf16" } or { "f32" }) do
-    local out, into, count = 4096, 2048, 16 -- 268 MB in bf16: more than caches hold
+    local out, into = 4096, 2048 -- sixteen of them are more than caches hold
+    local count = math.max(1, math.min(16, math.floor(most / (out * into * (dtype == "bf16" and 2 or 4)))))
     list[#list + 1] = scope(function()
       local weights, time = {}, {}
       for i = 1, count do weights[i] = tensors.new(dtype, { out, into }):fill(0.25) end
@@ -152,11 +154,12 @@ end
 -- Bytes/s at which a model's own tensors come through onn.core.stream, in the order of the stages: up to 2 GB of them, or 2 seconds.
 function probes.streaming(model)
   local streams, units, bytes = require "onn.core.stream", {}, 0
+  local piece = math.max(2 ^ 20, math.min(2 ^ 26, system.available_ram() / 16)) -- three of them are held
   for _, stage in ipairs(model.stages) do
     for _, t in ipairs(stage.tensors) do
       local stored = model.store:info(t.name).bytes
       if not t.vector and bytes < 2e9 then
-        local rows = math.max(1, math.floor(t.shape[1] / math.ceil(stored / 2 ^ 26)))
+        local rows = math.max(1, math.floor(t.shape[1] / math.ceil(stored / piece)))
         for first = 0, t.shape[1] - 1, rows do
           units[#units + 1] = { { name = t.name, first = first, rows = math.min(rows, t.shape[1] - first) } }
         end

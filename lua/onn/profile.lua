@@ -61,7 +61,7 @@ end
 
 local sections = {
   products = probes.products,
-  passes = probes.passes,
+  passes = function() return probes.passes(system.available_ram() / 4) end,
   threads = probes.threads,
   memory = function() return probes.memory(system.available_ram() / 2) end,
   disk = function()

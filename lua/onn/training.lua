@@ -84,8 +84,8 @@ end
 -- frozen-prefix cache.
 function training.begin(model, opt, plans, session)
   if opt.out then cli.check(checkpoint.prepare(opt.out)) end
-  if not training.needs_scratch(plans) then return end
   session.scratch = { path = scratch(opt), made = not opt.scratch or not system.exists(opt.scratch) }
+  if not training.needs_scratch(plans) then return end
   cli.check(system.mkdir_p(session.scratch.path))
   session.prefix = training.prefix(model, opt, plans)
 end
