@@ -185,15 +185,18 @@ static void piece_run(const Job *job, const Piece *piece, const float *packed, f
     float single[BLOCK_ROWS * BLOCK_COLS] __attribute__((aligned(64)));
     int64_t cut = piece->cut, steps = panel_steps(cut_length(job, p->depth, cut), job->pairs), size = (int64_t)dtype_size(p->dtype);
     int64_t count = piece->to - piece->from, runs = piece->panels * count, units = next->panels ? piece_units(job, next) : 0;
-    for (int64_t j = 0; j < piece->panels; j++) {
-        int64_t col = (piece->panel + j) * BLOCK_COLS, cols = least(BLOCK_COLS, p->cols - col);
+    /* Panels go by twos, so that a block of rows that has come near serves both; with a low rank's panel to pack, one by one. */
+    int64_t together = cut == 0 && low ? 1 : 2, done = 0;
+    for (int64_t pair = 0; pair < piece->panels; pair += together) {
         if (cut == 0 && low)
-            KERNEL(panel_pack)(right, RIGHT, side_at(low->right, col, 0), cols, low->rank, job->pairs);
-        for (int64_t i = 0; i < count; i++) {
-            int64_t block_at = piece->from + i, run = j * count + i;
+            KERNEL(panel_pack)(right, RIGHT, side_at(low->right, (piece->panel + pair) * BLOCK_COLS, 0),
+                               least(BLOCK_COLS, p->cols - (piece->panel + pair) * BLOCK_COLS), low->rank, job->pairs);
+        for (int64_t n = 0, some = least(together, piece->panels - pair); n < count * some; n++, done++) {
+            int64_t i = n / some, j = pair + n % some, col = (piece->panel + j) * BLOCK_COLS, cols = least(BLOCK_COLS, p->cols - col);
+            int64_t block_at = piece->from + i, run = done;
             int64_t row = job->first + block_at * BLOCK_ROWS, rows = least(BLOCK_ROWS, p->rows - row);
             char *c = (char *)p->c + (row * p->step + col) * size;
-            float *block = job->cuts > 1 ? blocks + run * BLOCK_ROWS * BLOCK_COLS : single;
+            float *block = job->cuts > 1 ? blocks + (j * count + i) * BLOCK_ROWS * BLOCK_COLS : single;
             Factors parts[2] = {{a_at(job, block_at, cut), packed + j * job->b_words, steps}};
             int factors = 1, keep = cut > 0;
             if (cut == 0 && low) {
