@@ -84,6 +84,7 @@ end
 -- frozen-prefix cache.
 function training.begin(model, opt, plans, session)
   if opt.out then cli.check(checkpoint.prepare(opt.out)) end
+  if not (opt.out or opt.scratch) then return end -- a script's run that has no use for one
   session.scratch = { path = scratch(opt), made = not opt.scratch or not system.exists(opt.scratch) }
   if not training.needs_scratch(plans) then return end
   cli.check(system.mkdir_p(session.scratch.path))
