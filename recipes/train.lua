@@ -49,8 +49,8 @@ local set = cli.check(data.open(opt.data, tokenizer, opt))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
 local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt))
 
-local rates = limit.rates(model)
-local plans = training.plan(model, opt, set, rates)
+local rates = limit.rates(model, opt.scratch or opt.out)
+local plans = training.plan(model, opt, set, rates, held_out)
 report.plan(model, plans, machine, rates)
 if opt.dry_run then
   if cli.wants_json() then cli.json(plans) end
@@ -77,7 +77,7 @@ if resume then
 end
 
 local log = report.training_log(opt, { total = total, plan = plans, rates = rates, first = session.step })
-local function evaluate() return held_out and data.loss(model, held_out, order) end
+local function evaluate() return held_out and data.loss(model, held_out, training.evaluation(order, plans)) end
 training.begin(model, opt, plans, session)
 local saved = resume == checkpoint.path(opt.out, session.step) and session.step
 local function save()

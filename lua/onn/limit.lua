@@ -1,13 +1,20 @@
 -- The physical limit of a run: what its bytes and operations take at this machine's measured rates, and the share of it that was
 -- reached. Reading and arithmetic overlap, so the longer of the two is the limit.
 local profile = require "onn.profile"
+local system = require "onn.core.system"
 
 local limit = {}
+
+-- The nearest directory at or above `path` that is there.
+local function existing(path)
+  while not system.isdir(path) do path = path:match "^(.+)/[^/]*$" or "." end
+  return path
+end
 
 -- The rates that a model runs at here: flops (FLOP/s, the highest measured of products in its arithmetic); product (FLOP/s) and pass
 -- (bytes/s of weights), see onn.probes; copy (bytes/s within memory); disk(), write() (bytes/s at which its own files
 -- are read past the page cache, and at which its disk is written to; measured when first asked for).
-function limit.rates(model)
+function limit.rates(model, scratch)
   local p = profile.get { quiet = true, sections = { "products", "passes", "memory" } }
   local rates, read, written = { flops = profile.peak_flops(p, model.dtype) }, nil, nil
   for _, one in ipairs(p.passes) do if one.dtype == model.dtype then rates.product, rates.pass = one.flops, one.bytes end end
@@ -18,7 +25,7 @@ function limit.rates(model)
     return read
   end
   function rates.write()
-    written = written or profile.disk_write(".", rates.disk())
+    written = written or profile.disk_write(existing(scratch or "."), rates.disk())
     return written
   end
   return rates

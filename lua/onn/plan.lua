@@ -154,12 +154,12 @@ local function facts_of(model, opt)
   local f = { trained = set, count = trained, lowest = trained > 0 and lowest or nil, adapter = adapter, budget = opt.budget or math.huge,
     first = opt.full and 0 or math.min(lowest, c.layers), state = memory.state(model, opt, modules), rates = opt.rates or unknown_rates }
   f.above, f.stage = c.layers - f.first, opt.full and 1 or f.first + 2 -- stage: position of the lowest trained one
-  f.resident = math.max(memory.weights(model), 0)
+  f.resident = memory.weights(model)
   f.loading, f.block_bytes = memory.loading(model), block_size(model) * (model.dtype == "bf16" and 2 or 4)
   return f
 end
 
--- Each byte that a tape keeps is made once and read by about so many operations that do little but move it (measured).
+-- Each byte that a tape keeps is taken to be moved about so many times by operations that do little else: an estimate.
 local MOVES = 5
 
 -- Seconds of an update's arithmetic: operations, weights that pass through the caches once for each micro-batch, and what is moved.
@@ -242,7 +242,6 @@ local function better(a, b, budget)
   if math.abs(x - y) > 0.01 * y then return x < y end
   return a.peak < b.peak
 end
-
 
 -- Every way of running with these slots ("all": weights rest in memory); calls try(candidate).
 local function variants(model, opt, f, streamed, try)

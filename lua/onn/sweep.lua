@@ -26,7 +26,7 @@ Run.__index = Run
 
 local function new_run(model, micros, opt)
   local last, lowest = #model.stages, sweep.lowest(model)
-  local self = setmetatable({ model = model, last = last, lowest = lowest, items = {}, first = last, prefix = opt.prefix,
+  local self = setmetatable({ model = model, last = last, lowest = lowest, items = {}, count = #micros, first = last, prefix = opt.prefix,
     carries = opt.carries or Carries.new { quota = math.huge }, together = opt.head_together or #micros,
     back = opt.training and lowest <= last }, Run)
   self.keep_from = opt.keep_from or (opt.recompute and last or lowest)
@@ -46,7 +46,7 @@ local function new_run(model, micros, opt)
 end
 
 local function key(kind, i, item) return ("%s:%d:%d"):format(kind, i, item.number) end
-local function due(self, time, item) return time + item.number / (#self.items + 1) end
+local function due(self, time, item) return time + item.number / (self.count + 1) end
 
 function Run:put(kind, i, item, tensor, time) self.carries:put(key(kind, i, item), tensor, due(self, time, item)) end
 function Run:get(kind, i, item) return self.carries:get(key(kind, i, item)) end

@@ -39,15 +39,25 @@ function training.check(opt)
 end
 
 -- The plan of training `set` (of onn.data) with a recipe's options (budget among them): for its rows as long as they are. rates:
--- onn.limit's.
-function training.plan(model, opt, set, rates)
+-- onn.limit's; held_out: other rows that will go through the model as many at once, or nil.
+function training.plan(model, opt, set, rates, held_out)
   local rows = data.rows(set, { pack = opt.pack, seq_len = opt.seq_len }):info()
-  local wanted = { rates = rates, seq_len = math.min(opt.seq_len, rows.longest), row_tokens = rows.tokens / rows.rows,
+  local longest = rows.longest
+  if held_out then longest = math.max(longest, data.rows(held_out, { pack = opt.pack, seq_len = opt.seq_len }):info().longest) end
+  local wanted = { rates = rates, seq_len = math.min(opt.seq_len, longest), row_tokens = rows.tokens / rows.rows,
     batch = math.min(opt.batch, rows.rows) }
   local updates = math.ceil(rows.rows / opt.batch)
   wanted.reuse_prefix = opt.prefix_cache ~= false and not opt.full and (opt.steps or updates * opt.epochs) > updates
   wanted.all_tokens = rows.tokens
   return plan.training(model, setmetatable(wanted, { __index = opt }))
+end
+
+-- The order in which a held-out loss is taken within a run's memory: as many micro-batches together as an update has, where their carries
+-- stay in memory.
+function training.evaluation(order, plans)
+  local whole = { together = plans.carries.quota and 1 or plans.micros, sweep = { head_together = plans.together } }
+  for k, v in pairs(order) do whole[k] = v end
+  return whole
 end
 
 -- Where spilled carries and the prefix cache lie: --scratch, else in --out.
