@@ -30,7 +30,7 @@ ISA_sse41       := -msse4.1
 ISA_avx2        := -mavx2 -mfma -mf16c -mbmi2
 ISA_avx512      := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512
 ISA_avx512_bf16 := $(ISA_avx512) -mavx512bf16
-ISA_amx_bf16    := $(ISA_avx512_bf16) -mamx-tile -mamx-bf16
+ISA_amx_bf16    := $(ISA_avx512_bf16) -mamx-tile -mamx-bf16 -mprfchw
 
 OBJECTS := $(COMMON:%.c=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(CPU_EACH:kernels/cpu/%.c=$(BUILD)/cpu/$(isa)/%.o))
 

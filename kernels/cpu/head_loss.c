@@ -72,17 +72,20 @@ static void strip_run(const Head *h, int64_t cut, int64_t from, int64_t to, floa
         for (int64_t row = from; row < to; row += BLOCK_COLS) {
             int64_t lines = least(BLOCK_COLS, to - row), next = row + BLOCK_COLS < to ? row + BLOCK_COLS : from;
             int64_t next_k = next > row ? k : k + DEPTH_AT_ONCE, next_depth = least(DEPTH_AT_ONCE, h->width - next_k);
+            int64_t next_lines = least(BLOCK_COLS, end - next);
             KERNEL(panel_pack)(own, RIGHT, side_at(rows, row, k), lines, depth, h->pairs);
-            for (int64_t c = k; h->sums && c < k + depth; c += BLOCK_COLS)
-                KERNEL(panel_pack)(h->w_panels + c / BLOCK_COLS * h->w_words + panel_steps(row - cut, h->pairs) * BLOCK_COLS, RIGHT,
-                                   side_at(columns, c, row), h->width - c, lines, h->pairs);
+            for (int64_t c = k; h->sums && c < k + depth; c += BLOCK_COLS) {
+                float *packed = h->w_panels + c / BLOCK_COLS * h->w_words + panel_steps(row - cut, h->pairs) * BLOCK_COLS;
+                memory_claim(packed, panel_steps(lines, h->pairs) * BLOCK_COLS * (int64_t)sizeof *packed);
+                KERNEL(panel_pack)(packed, RIGHT, side_at(columns, c, row), h->width - c, lines, h->pairs);
+            }
             float *logits = h->logits + (row - cut) / BLOCK_COLS * h->room * BLOCK_COLS;
             for (int64_t i = 0; i < blocks; i++) {
                 Factors part = {h->x_panels + i * h->x_words + x_at, own, panel_steps(depth, h->pairs)};
-                if (next_depth > 0)
-                    side_prefetch(side_at(rows, next, next_k), least(BLOCK_COLS, end - next), next_depth, i, blocks);
+                int64_t line = next_lines * i / blocks, size = (int64_t)dtype_size(rows.dtype);
+                Ahead ahead = {side_at(rows, next + line, next_k).data, rows.step * size, next_lines * (i + 1) / blocks - line, next_depth * size};
                 KERNEL(block_product)(logits + i * BLOCK_ROWS * BLOCK_COLS, k > 0, &part, 1, least(BLOCK_ROWS, h->count - i * BLOCK_ROWS),
-                                      lines, h->pairs);
+                                      lines, h->pairs, next_depth > 0 ? &ahead : NULL);
             }
         }
     }
@@ -158,12 +161,11 @@ static void sums_run(const Head *h, int64_t j, int64_t from, int64_t cut, int64_
     for (int64_t i = 0; i < blocks; i++, block += BLOCK_ROWS * BLOCK_COLS) {
         int64_t rows = least(BLOCK_ROWS, h->count - i * BLOCK_ROWS);
         Factors part = {h->exponentials + i * h->e_words, h->w_panels + j * h->w_words, panel_steps(end - cut, h->pairs)};
-        for (int64_t k = 0; k < BLOCK_ROWS * BLOCK_COLS && i + 1 < blocks; k += 16)
-            __builtin_prefetch(block + BLOCK_ROWS * BLOCK_COLS + k, 1, 2);
+        Ahead ahead = {(const char *)(block + BLOCK_ROWS * BLOCK_COLS), 0, i + 1 < blocks, BLOCK_ROWS * BLOCK_COLS * (int64_t)sizeof *block};
         for (int64_t r = 0; r < rows && h->first + cut > 0; r++)
             for (int k = 0; k < BLOCK_COLS && h->factors[i * BLOCK_ROWS + r] != 1; k += LANES)
                 vec_store(block + r * BLOCK_COLS + k, vec_load(block + r * BLOCK_COLS + k) * h->factors[i * BLOCK_ROWS + r]);
-        KERNEL(block_product)(block, h->first + cut > 0, &part, 1, rows, cols, h->pairs);
+        KERNEL(block_product)(block, h->first + cut > 0, &part, 1, rows, cols, h->pairs, &ahead);
     }
 }
 

@@ -82,7 +82,7 @@ static void run_sum(const RankSum *s, int64_t run, int64_t slot, int64_t from, i
         for (int64_t j = 0; j < left_panels(s); j++) {
             int64_t r = j * BLOCK_ROWS, rows = least(BLOCK_ROWS, s->rank - r);
             Factors part = {s->packed + slot * s->words + j * words, own, steps};
-            KERNEL(block_product)(block, 0, &part, 1, rows, cols, s->pairs);
+            KERNEL(block_product)(block, 0, &part, 1, rows, cols, s->pairs, NULL);
             (s->turned ? add_turned : add_block)(s, block, r, rows, first + col, cols);
         }
     }

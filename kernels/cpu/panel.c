@@ -197,10 +197,10 @@ static inline void group_along(__m512i r[16], const uint16_t *data, int64_t inne
     }
 }
 
-/* A left panel of lines whose depth is contiguous, line by line: the order in which memory comes fastest. */
-static void copy_lines(uint32_t *to, Side from, int64_t lines, int64_t depth) {
+/* `count` lines of a left panel, whose depth is contiguous: one after another, the order in which memory comes fastest. */
+static void copy_lines(uint32_t *to, int count, Side from, int64_t lines, int64_t depth) {
     const uint16_t *data = from.data;
-    for (int i = 0; i < 32; i++, data += from.step) {
+    for (int i = 0; i < count; i++, data += from.step) {
         int64_t k = 0, n = i < lines ? depth : 0;
         for (; k + 32 <= n; k += 32)
             _mm512_storeu_si512(to + k * 16 + i * 16, _mm512_loadu_si512(data + k));
@@ -221,7 +221,7 @@ static inline void pair_along(uint32_t *to, const uint16_t *data, int64_t inner)
 static void pack_tiles(uint32_t *to, Panel panel, Side from, int64_t lines, int64_t depth) {
     const uint16_t *data = from.data;
     if (panel == LEFT && from.inner == 1) {
-        copy_lines(to, from, lines, depth);
+        copy_lines(to, 32, from, lines, depth);
         return;
     }
     int across = from.inner == 1;
@@ -285,6 +285,27 @@ static void run_rounded(bf16 *to, const void *from, Dtype dtype, int64_t n) {
         for (; i < n; i++)
             to[i] = f32_to_bf16(whole[i]);
     }
+}
+
+void KERNEL(panel_pack_lines)(float *to, Side from, int64_t lines, int64_t depth) {
+#ifdef __AMX_BF16__
+    enum { PART = 256 };
+    uint32_t *words = (uint32_t *)(void *)to;
+    if (from.dtype == BF16) {
+        copy_lines(words, BLOCK_ROWS, from, lines, depth);
+        return;
+    }
+    bf16 part[PART];
+    for (int64_t i = 0; i < BLOCK_ROWS; i++)
+        for (int64_t k = 0; k < depth; k += PART) {
+            int64_t deep = least(PART, depth - k);
+            if (i < lines)
+                run_rounded(part, side_at(from, i, k).data, from.dtype, deep);
+            copy_lines(words + (k + i) * 16, 1, (Side){part, BF16, PART, 1}, lines - i, deep);
+        }
+#else
+    (void)to, (void)from, (void)lines, (void)depth;
+#endif
 }
 
 void KERNEL(panel_pack_rounded)(float *to, Panel panel, Side from, int64_t lines, int64_t depth, int pairs) {
@@ -354,9 +375,15 @@ INLINE void block_rows(float *c, int keep, const Factors *parts, int count, int6
             block(c, keep, parts, count, first, SUM_ROWS, vecs, pairs);
 }
 
+static void ahead_fetch(const Ahead *ahead) {
+    for (int64_t r = 0; r < ahead->runs; r++)
+        for (int64_t b = 0; b < ahead->bytes; b += 64)
+            __builtin_prefetch(ahead->at + r * ahead->step + b, 0, 2);
+}
+
 #ifdef __AMX_BF16__
 /* Two by two tiles: c 0-3, a 4-5, b 6-7. One multiply-add of tiles is 16 steps of every element's chain. */
-INLINE void block_tiles(float *c, int keep, const Factors *parts, int count, const int rows, const int cols) {
+INLINE void block_tiles(float *c, int keep, const Factors *parts, int count, const int rows, const int cols, Ahead ahead) {
     enum { C_STEP = BLOCK_COLS * 4, B_STEP = BLOCK_COLS * 4, A_STEP = PAIR_STEPS * 4 };
     if (keep) {
         _tile_loadd(0, c, C_STEP);
@@ -369,6 +396,11 @@ INLINE void block_tiles(float *c, int keep, const Factors *parts, int count, con
         if (rows > 1) _tile_zero(2);
         if (rows > 1 && cols > 1) _tile_zero(3);
     }
+    /* What is ahead comes with the groups of steps, some lines of one run with each. */
+    int64_t groups = 0, lines = count_of(ahead.bytes, 64), done = 0;
+    for (int p = 0; p < count; p++)
+        groups += parts[p].steps / PAIR_STEPS;
+    int64_t each = groups ? count_of(lines * ahead.runs, groups) : 0, turns = each ? count_of(lines, each) : 0;
     for (int p = 0; p < count; p++) {
         const float *a = parts[p].a, *b = parts[p].b;
         for (int64_t s = 0; s < parts[p].steps; s += PAIR_STEPS, a += PAIR_STEPS * BLOCK_ROWS, b += PAIR_STEPS * BLOCK_COLS) {
@@ -378,6 +410,16 @@ INLINE void block_tiles(float *c, int keep, const Factors *parts, int count, con
             if (cols > 1) {
                 _tile_loadd(7, b + 16, B_STEP);
                 _tile_dpbf16ps(1, 4, 7);
+            }
+            if (each) {
+                for (int64_t i = 0; i < each; i++)
+                    _mm_prefetch(ahead.at + i * 64, _MM_HINT_T1);
+                ahead.at += each * 64;
+                if (++done == turns) {
+                    done = 0;
+                    ahead.at += ahead.step - turns * each * 64;
+                    each = --ahead.runs ? each : 0;
+                }
             }
             if (rows > 1) {
                 _tile_loadd(5, a + 16 * PAIR_STEPS, A_STEP);
@@ -392,18 +434,19 @@ INLINE void block_tiles(float *c, int keep, const Factors *parts, int count, con
     if (rows > 1 && cols > 1) _tile_stored(3, c + 16 * BLOCK_COLS + 16, C_STEP);
 }
 
-static void block_pairs(float *c, int keep, const Factors *parts, int count, int64_t rows, int64_t cols) {
+static void block_pairs(float *c, int keep, const Factors *parts, int count, int64_t rows, int64_t cols, const Ahead *ahead) {
     if (rows > 16 && cols > 16)
-        block_tiles(c, keep, parts, count, 2, 2);
+        block_tiles(c, keep, parts, count, 2, 2, *ahead);
     else if (rows > 16)
-        block_tiles(c, keep, parts, count, 2, 1);
+        block_tiles(c, keep, parts, count, 2, 1, *ahead);
     else if (cols > 16)
-        block_tiles(c, keep, parts, count, 1, 2);
+        block_tiles(c, keep, parts, count, 1, 2, *ahead);
     else
-        block_tiles(c, keep, parts, count, 1, 1);
+        block_tiles(c, keep, parts, count, 1, 1, *ahead);
 }
 #else
-static void block_pairs(float *c, int keep, const Factors *parts, int count, int64_t rows, int64_t cols) {
+static void block_pairs(float *c, int keep, const Factors *parts, int count, int64_t rows, int64_t cols, const Ahead *ahead) {
+    ahead_fetch(ahead);
     if (cols > LANES)
         block_rows(c, keep, parts, count, rows, 2, 1);
     else
@@ -411,10 +454,15 @@ static void block_pairs(float *c, int keep, const Factors *parts, int count, int
 }
 #endif
 
-void KERNEL(block_product)(float *c, int keep, const Factors *parts, int count, int64_t rows, int64_t cols, int pairs) {
-    if (pairs)
-        block_pairs(c, keep, parts, count, rows, cols);
-    else if (cols > LANES)
+void KERNEL(block_product)(float *c, int keep, const Factors *parts, int count, int64_t rows, int64_t cols, int pairs, const Ahead *ahead) {
+    static const Ahead nothing;
+    ahead = ahead ? ahead : &nothing;
+    if (pairs) {
+        block_pairs(c, keep, parts, count, rows, cols, ahead);
+        return;
+    }
+    ahead_fetch(ahead);
+    if (cols > LANES)
         block_rows(c, keep, parts, count, rows, 2, 0);
     else
         block_rows(c, keep, parts, count, rows, 1, 0);

@@ -64,6 +64,10 @@ void KERNEL(panel_pack)(float *to, Panel panel, Side from, int64_t lines, int64_
 /* panel_pack_rounded() : the same of f32 or f16 rounded to bf16 first; lines or depth contiguous, or only one of them. */
 void KERNEL(panel_pack_rounded)(float *to, Panel panel, Side from, int64_t lines, int64_t depth, int pairs);
 
+/* panel_pack_lines() : a left panel of bf16 pairs from lines whose depth is contiguous, bf16, or f32 or f16 rounded first. Only where
+ * PACKS_ROWS. */
+void KERNEL(panel_pack_lines)(float *to, Side from, int64_t lines, int64_t depth);
+
 /* panels_pack_rows() : `rows` rows, a multiple of 2, of the depth of `panels` whole right panels of bf16 pairs, each `words` after the
  * one before; lines side by side. Only where PACKS_ROWS. */
 void KERNEL(panels_pack_rows)(float *to, int64_t words, int64_t panels, Side from, int64_t rows);
@@ -80,7 +84,10 @@ static inline void blocks_begin(void) {
         __attribute__((aligned(64))) = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     _tile_loadconfig(&eight);
 }
-static inline void blocks_end(void) { _tile_release(); }
+static inline void blocks_end(void) {
+    _tile_release();
+    _mm_sfence(); /* after results that went past the caches */
+}
 
 /* Sixteen rows of sixteen words become columns. */
 static inline void words_turn(__m512i r[16]) {
@@ -108,9 +115,31 @@ static inline void words_turn(__m512i r[16]) {
         r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
     }
 }
+
+/* A square block becomes its transpose. */
+static inline void block_turn(float *block) {
+    __m512i r[16], q[16];
+    for (int at = 0; at < 2; at++)
+        for (int from = at; from < 2; from++) {
+            float *low = block + at * 16 * BLOCK_COLS + from * 16, *high = block + from * 16 * BLOCK_COLS + at * 16;
+            for (int i = 0; i < 16; i++) {
+                r[i] = _mm512_loadu_si512(low + i * BLOCK_COLS);
+                q[i] = _mm512_loadu_si512(high + i * BLOCK_COLS);
+            }
+            words_turn(r);
+            for (int i = 0; i < 16; i++)
+                _mm512_storeu_si512(high + i * BLOCK_COLS, r[i]);
+            if (at == from)
+                continue;
+            words_turn(q);
+            for (int i = 0; i < 16; i++)
+                _mm512_storeu_si512(low + i * BLOCK_COLS, q[i]);
+        }
+}
 #else
 static inline void blocks_begin(void) {}
 static inline void blocks_end(void) {}
+static inline void block_turn(float *block) { (void)block; } /* no product is turned */
 #endif
 
 /* A product's part: panels a and b, `steps` deep. */
@@ -119,9 +148,16 @@ typedef struct Factors {
     int64_t steps;
 } Factors;
 
+/* Memory that will be packed soon: runs of `bytes`, `step` bytes from one to the next. */
+typedef struct Ahead {
+    const char *at;
+    int64_t step, runs, bytes;
+} Ahead;
+
 /* block_product() : c (BLOCK_ROWS x BLOCK_COLS) = (keep ? c : 0) + each of `count` parts, one chain of sums through them in order;
- * what lies past `rows` and `cols` may be left as it is. */
-void KERNEL(block_product)(float *c, int keep, const Factors *parts, int count, int64_t rows, int64_t cols, int pairs);
+ * what lies past `rows` and `cols` may be left as it is. What is `ahead`, if not NULL, is brought near meanwhile, evenly: asked for all
+ * at once it would keep the panels themselves waiting. */
+void KERNEL(block_product)(float *c, int keep, const Factors *parts, int count, int64_t rows, int64_t cols, int pairs, const Ahead *ahead);
 
 /* Brings share `i` of `of` of a panel's source near, while blocks are computed. */
 static inline void side_prefetch(Side s, int64_t lines, int64_t depth, int64_t i, int64_t of) {
@@ -129,6 +165,12 @@ static inline void side_prefetch(Side s, int64_t lines, int64_t depth, int64_t i
     for (int64_t r = runs * i / of; r < runs * (i + 1) / of; r++)
         for (int64_t b = 0; b < bytes; b += 64)
             __builtin_prefetch((const char *)s.data + r * (s.inner == 1 ? s.step : s.inner) * size + b, 0, 2);
+}
+
+/* Asks for memory that is written next, all of it: lines that another core has had come one by one otherwise. */
+static inline void memory_claim(void *to, int64_t bytes) {
+    for (int64_t b = 0; b < bytes; b += 64)
+        __builtin_prefetch((char *)to + b, 1, 3);
 }
 
 static inline int64_t count_of(int64_t n, int64_t size) { return (n + size - 1) / size; }

@@ -9,16 +9,16 @@ enum {
     ROWS_AT_ONCE = 512,      /* those that one piece of b meets: */
     PANELS_AT_ONCE = 8,      /* so many panels (with tiles and FEW_BLOCKS of rows at most: 2 or 16, see most_panels()), ... */
     DEPTH_AT_ONCE = 256,     /* ... about so deep. Rows and blocks then lie in the second cache, a panel in the first. */
-    UNIT_DEPTH = 32,         /* A piece is packed unit by unit (a panel wide, or */
     FEW_BLOCKS = 4,          /* (their packed rows stay in the second cache.) */
-    UNIT_ROWS = 8,           /* so many rows of it) beside the products of the piece before it, */
-    UNITS_AHEAD = 4          /* and asked of memory so many units earlier. Nothing here changes a bit. */
+    UNIT_DEPTH = 32,         /* A piece is packed unit by unit (a panel wide and so deep, or */
+    UNIT_RUNS = 2            /* so many runs of its memory), and asked of memory a panel's blocks earlier. Nothing here changes a bit. */
 };
 
 typedef struct Job {
     const Product *p;
     const LowRank *low;
     int pairs, threads;
+    int turned; /* b's panels are the left ones, and blocks of c come out turned */
     int64_t cuts, cut_depth, at_once; /* the depth's cuts; blocks of rows packed at once */
     int64_t a_words, b_words, h_words, right_words, low_words; /* of one panel: a's and b's are one cut deep */
     int64_t panels, left_panels;
@@ -31,8 +31,26 @@ typedef struct Piece {
     int64_t panel, panels, from, to, cut;
 } Piece;
 
-/* Puts columns col.. of `rows` rows of a block where they belong, rounded to c's dtype. */
-static void block_store(const float *block, void *c, Dtype dtype, int64_t step, int64_t rows, int64_t cols) {
+/* Whole lines of memory in bf16, past the caches: bringing them near first would take as long as their arithmetic. */
+static int block_stream(const float *block, void *c, int64_t step, int64_t rows, int64_t cols) {
+#ifdef __AVX512BF16__
+    if (cols < BLOCK_COLS || (uintptr_t)c % 64 || step % 32)
+        return 0;
+    for (int64_t i = 0; i < rows; i++) {
+        const float *from = block + i * BLOCK_COLS;
+        __m512i line = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + LANES), _mm512_loadu_ps(from));
+        _mm512_stream_si512((void *)((bf16 *)c + i * step), line);
+    }
+    return 1;
+#else
+    return (void)block, (void)c, (void)step, (void)rows, (void)cols, 0;
+#endif
+}
+
+/* Puts a block where it belongs, rounded to c's dtype. */
+static void block_store(const float *block, void *c, Dtype dtype, int64_t step, int64_t rows, int64_t cols, int pairs) {
+    if (pairs && dtype == BF16 && block_stream(block, c, step, rows, cols))
+        return;
     for (int64_t i = 0; i < rows; i++) {
         void *row = (char *)c + i * step * (int64_t)dtype_size(dtype);
         const float *from = block + i * BLOCK_COLS;
@@ -65,6 +83,15 @@ static void block_start(float *block, const Product *p, const void *c, int64_t c
     }
 }
 
+/* A block of rows times a panel of columns, in parts: their panels lie as `turned` says, and so does the result. */
+static void job_block(const Job *job, float *block, int keep, Factors *parts, int count, int64_t rows, int64_t cols, const Ahead *ahead) {
+    for (int i = 0; job->turned && i < count; i++)
+        parts[i] = (Factors){parts[i].b, parts[i].a, parts[i].steps};
+    KERNEL(block_product)(block, keep, parts, count, job->turned ? cols : rows, job->turned ? rows : cols, job->pairs, ahead);
+}
+static inline Panel rows_panel(const Job *job) { return job->turned ? RIGHT : LEFT; }
+static inline Panel cols_panel(const Job *job) { return job->turned ? LEFT : RIGHT; }
+
 static inline int64_t cut_length(const Job *job, int64_t depth, int64_t cut) { return least(job->cut_depth, depth - cut * job->cut_depth); }
 static inline float *a_at(const Job *job, int64_t block, int64_t cut) { return job->a + (cut * job->at_once + block) * job->a_words; }
 
@@ -75,19 +102,22 @@ static void rows_prepare(const Job *job, int64_t i, float *own) {
     int64_t row = job->first + i * BLOCK_ROWS, rows = least(BLOCK_ROWS, p->rows - row);
     float *blocks = own + job->a_words, *scaled = blocks + job->left_panels * BLOCK_ROWS * BLOCK_COLS;
     int same = low && low->low.data == p->a.data && low->depth == p->depth;
-    for (int64_t cut = 0; (p->c || same) && cut < job->cuts; cut++)
-        KERNEL(panel_pack)(a_at(job, i, cut), LEFT, side_at(p->a, row, cut * job->cut_depth), rows, cut_length(job, p->depth, cut),
+    for (int64_t cut = 0; (p->c || same) && cut < job->cuts; cut++) {
+        float *packed = a_at(job, i, cut);
+        memory_claim(packed, job->a_words * (int64_t)sizeof *packed);
+        KERNEL(panel_pack)(packed, rows_panel(job), side_at(p->a, row, cut * job->cut_depth), rows, cut_length(job, p->depth, cut),
                            job->pairs);
+    }
     if (!low)
         return;
     for (int64_t cut = 0; cut == 0 || cut * job->cut_depth < low->depth; cut++) {
         int64_t depth = cut_length(job, low->depth, cut);
         if (!same)
-            KERNEL(panel_pack)(own, LEFT, side_at(low->low, row, cut * job->cut_depth), rows, depth, job->pairs);
+            KERNEL(panel_pack)(own, rows_panel(job), side_at(low->low, row, cut * job->cut_depth), rows, depth, job->pairs);
         for (int64_t j = 0; j < job->left_panels; j++) {
             const float *left = job->left + j * job->low_words + panel_steps(cut * job->cut_depth, job->pairs) * BLOCK_COLS;
             Factors part = {same ? a_at(job, i, cut) : own, left, panel_steps(depth, job->pairs)};
-            KERNEL(block_product)(blocks + j * BLOCK_ROWS * BLOCK_COLS, cut > 0, &part, 1, rows, low->rank - j * BLOCK_COLS, job->pairs);
+            job_block(job, blocks + j * BLOCK_ROWS * BLOCK_COLS, cut > 0, &part, 1, rows, low->rank - j * BLOCK_COLS, NULL);
         }
     }
     Dtype dtype = low->low.dtype;
@@ -96,13 +126,15 @@ static void rows_prepare(const Job *job, int64_t i, float *own) {
     for (int64_t j = 0; j < job->left_panels; j++) {
         float *block = blocks + j * BLOCK_ROWS * BLOCK_COLS;
         int64_t col = j * BLOCK_COLS, cols = least(BLOCK_COLS, low->rank - col);
+        if (job->turned)
+            block_turn(block);
         block_scale(block, low->left_scale);
-        block_store(block, h + col * size, dtype, low->h_step, rows, cols);
+        block_store(block, h + col * size, dtype, low->h_step, rows, cols, 0);
         block_scale(block, low->right_scale);
-        block_store(block, (char *)scaled + col * size, dtype, low->rank, rows, cols);
+        block_store(block, (char *)scaled + col * size, dtype, low->rank, rows, cols, 0);
     }
     if (p->c)
-        KERNEL(panel_pack)(job->h + i * job->h_words, LEFT, (Side){scaled, dtype, low->rank, 1}, rows, low->rank, job->pairs);
+        KERNEL(panel_pack)(job->h + i * job->h_words, rows_panel(job), (Side){scaled, dtype, low->rank, 1}, rows, low->rank, job->pairs);
 }
 
 /* The next share of the work, at its first cut. */
@@ -117,94 +149,131 @@ static Piece piece_take(Job *job) {
                    .from = job->blocks * group / groups, .to = job->blocks * (group + 1) / groups};
 }
 
-/* Whole panels of columns that lie side by side are packed some rows of the depth at a time, all panels of the piece together:
- * the longer the runs, the faster they come from memory. */
-static int piece_by_rows(const Job *job, const Piece *piece) {
+/* A piece of b is packed in units that follow each other as its memory does, by runs as long as there are: the longer, the faster they
+ * come. With left panels a run is one line of the piece's depth; with whole right panels of columns that lie side by side it is one
+ * step of the depth, through all panels of the piece. Otherwise a unit is a panel wide and UNIT_DEPTH deep. */
+typedef enum Units { LINES, STEPS, SQUARES } Units;
+
+typedef struct Source {
+    Units kind;
+    Side from; /* the piece's first column, where its depth begins */
+    int64_t panels, cols, depth, units;
+} Source;
+
+/* No units past the last cut. */
+static Source piece_source(const Job *job, const Piece *piece) {
     const Product *p = job->p;
-    return PACKS_ROWS && job->pairs && !p->rounded && p->b.step == 1 && p->b.inner != 1 &&
-           (piece->panel + piece->panels) * BLOCK_COLS <= p->cols && cut_length(job, p->depth, piece->cut) % UNIT_DEPTH == 0;
+    if (!piece->panels || piece->cut == job->cuts)
+        return (Source){0};
+    int64_t col = piece->panel * BLOCK_COLS, cols = p->cols - col;
+    Source s = {SQUARES, side_at(p->b, col, piece->cut * job->cut_depth), piece->panels, cols, cut_length(job, p->depth, piece->cut), 0};
+    if (job->turned)
+        s.kind = LINES;
+    else if (PACKS_ROWS && job->pairs && !p->rounded && s.from.step == 1 && s.panels * BLOCK_COLS <= cols && s.depth % UNIT_DEPTH == 0)
+        s.kind = STEPS;
+    s.units = s.kind == LINES ? s.panels * BLOCK_COLS / UNIT_RUNS
+            : s.kind == STEPS ? s.depth / UNIT_RUNS
+                              : s.panels * count_of(s.depth, UNIT_DEPTH);
+    return s;
 }
 
-static inline int64_t piece_units(const Job *job, const Piece *piece) {
-    int64_t length = cut_length(job, job->p->depth, piece->cut);
-    return piece_by_rows(job, piece) ? length / UNIT_ROWS : piece->panels * count_of(length, UNIT_DEPTH);
+/* The square of unit u: its panel, and where it begins in the depth. */
+static inline void source_square(const Source *s, int64_t u, int64_t *panel, int64_t *k) {
+    int64_t units = count_of(s->depth, UNIT_DEPTH), across = s->from.inner == 1;
+    *panel = across ? u / units : u % s->panels;
+    *k = (across ? u % units : u / s->panels) * UNIT_DEPTH;
 }
 
-/* Unit u of a piece of b: packed, or, with `to` NULL, asked of memory. Units follow each other as their memory does. */
-static void piece_unit(const Job *job, const Piece *piece, int64_t u, float *to) {
-    const Product *p = job->p;
-    int64_t length = cut_length(job, p->depth, piece->cut), units = count_of(length, UNIT_DEPTH);
-    if (piece_by_rows(job, piece)) {
-        Side rows = side_at(p->b, piece->panel * BLOCK_COLS, piece->cut * job->cut_depth + u * UNIT_ROWS);
-        if (to)
-            KERNEL(panels_pack_rows)(to + u * UNIT_ROWS / 2 * BLOCK_COLS, job->b_words, piece->panels, rows, UNIT_ROWS);
+static void squares_pack(const Job *job, const Source *s, int64_t from, int64_t to, float *packed) {
+    for (int64_t u = from, j, k; u < to; u++) {
+        source_square(s, u, &j, &k);
+        Side side = side_at(s->from, j * BLOCK_COLS, k);
+        int64_t cols = least(BLOCK_COLS, s->cols - j * BLOCK_COLS), depth = least(UNIT_DEPTH, s->depth - k);
+        float *at = packed + j * job->b_words + panel_steps(k, job->pairs) * BLOCK_COLS;
+        if (job->p->rounded)
+            KERNEL(panel_pack_rounded)(at, RIGHT, side, cols, depth, job->pairs);
         else
-            side_prefetch(rows, piece->panels * BLOCK_COLS, UNIT_ROWS, 0, 1);
-        return;
-    }
-    int64_t j = p->b.inner == 1 ? u / units : u % piece->panels, k = (p->b.inner == 1 ? u % units : u / piece->panels) * UNIT_DEPTH;
-    int64_t col = (piece->panel + j) * BLOCK_COLS, cols = least(BLOCK_COLS, p->cols - col), depth = least(UNIT_DEPTH, length - k);
-    Side from = side_at(p->b, col, piece->cut * job->cut_depth + k);
-    if (!to) {
-        side_prefetch(from, cols, depth, 0, 1);
-        return;
-    }
-    to += j * job->b_words + panel_steps(k, job->pairs) * BLOCK_COLS;
-    if (p->rounded)
-        KERNEL(panel_pack_rounded)(to, RIGHT, from, cols, depth, job->pairs);
-    else
-        KERNEL(panel_pack)(to, RIGHT, from, cols, depth, job->pairs);
-}
-
-static void piece_pack(const Job *job, const Piece *piece, int64_t from, int64_t to, float *packed) {
-    Piece after = *piece;
-    int64_t units = piece_units(job, piece);
-    after.cut++;
-    for (int64_t u = from; u < to; u++) {
-        if (u + UNITS_AHEAD < units)
-            piece_unit(job, piece, u + UNITS_AHEAD, NULL);
-        else if (after.cut < job->cuts && u + UNITS_AHEAD - units < piece_units(job, &after))
-            piece_unit(job, &after, u + UNITS_AHEAD - units, NULL);
-        piece_unit(job, piece, u, packed);
+            KERNEL(panel_pack)(at, RIGHT, side, cols, depth, job->pairs);
     }
 }
 
-/* Share `i` of `of` of the packed rows that a piece will meet, brought near. */
-static void rows_prefetch(const Job *job, const Piece *piece, int64_t i, int64_t of) {
-    int64_t lines = (piece->to - piece->from) * job->a_words / 16;
-    const float *a = a_at(job, piece->from, piece->cut);
-    for (int64_t line = lines * i / of; line < lines * (i + 1) / of; line++)
-        __builtin_prefetch(a + line * 16, 0, 2);
+/* Units from..to, where the piece has its panels beside each other. */
+static inline void source_pack(const Job *job, const Source *s, int64_t from, int64_t to, float *packed) {
+    if (s->kind == SQUARES)
+        squares_pack(job, s, from, to, packed);
+    else if (from < to)
+        KERNEL(panels_pack_rows)(packed + from * UNIT_RUNS / 2 * BLOCK_COLS, job->b_words, s->panels,
+                                 side_at(s->from, 0, from * UNIT_RUNS), (to - from) * UNIT_RUNS);
 }
 
-/* The blocks of one piece, whose part of b is packed: every block's chain goes on where it was. Meanwhile the next piece is packed. */
-static void piece_run(const Job *job, const Piece *piece, const float *packed, float *right, float *blocks, const Piece *next,
-                      float *next_packed) {
+/* The memory of the same units; of squares only that of the first. */
+static inline Ahead source_memory(const Source *s, int64_t from, int64_t to) {
+    int64_t size = (int64_t)dtype_size(s->from.dtype), first = from * UNIT_RUNS, runs = (to - from) * UNIT_RUNS, j, k;
+    if (from >= to)
+        return (Ahead){0};
+    if (s->kind == LINES)
+        return (Ahead){side_at(s->from, first, 0).data, s->from.step * size, least(runs, s->cols - first), s->depth * size};
+    if (s->kind == STEPS)
+        return (Ahead){side_at(s->from, 0, first).data, s->from.inner * size, runs, s->panels * BLOCK_COLS * size};
+    source_square(s, from, &j, &k);
+    int64_t cols = least(BLOCK_COLS, s->cols - j * BLOCK_COLS), depth = least(UNIT_DEPTH, s->depth - k), across = s->from.inner == 1;
+    return (Ahead){side_at(s->from, j * BLOCK_COLS, k).data, (across ? s->from.step : s->from.inner) * size, across ? cols : depth,
+                   (across ? depth : cols) * size};
+}
+
+/* Units shared out over turns, without a division at each: a turn's share is from..to. */
+typedef struct Turns {
+    int64_t turns, whole, rest, carry, from, to;
+} Turns;
+
+static inline Turns turns_of(int64_t units, int64_t turns) { return (Turns){.turns = turns, .whole = units / turns, .rest = units % turns}; }
+
+static inline void turns_next(Turns *t) {
+    t->from = t->to;
+    t->to += t->whole;
+    if ((t->carry += t->rest) >= t->turns) {
+        t->carry -= t->turns;
+        t->to++;
+    }
+}
+
+/* The blocks of one piece: every block's chain goes on where it was. A left panel is packed just before its blocks, and stays in the
+ * first cache for them; right panels are packed all together, beside the blocks of the piece before. What is packed next is asked of
+ * memory meanwhile. */
+static void piece_run(const Job *job, const Piece *piece, float *packed, float *right, float *blocks, const Piece *next, float *next_packed) {
     const Product *p = job->p;
     const LowRank *low = job->low;
     float single[BLOCK_ROWS * BLOCK_COLS] __attribute__((aligned(64)));
     int64_t cut = piece->cut, steps = panel_steps(cut_length(job, p->depth, cut), job->pairs), size = (int64_t)dtype_size(p->dtype);
-    int64_t count = piece->to - piece->from, runs = piece->panels * count, units = next->panels ? piece_units(job, next) : 0;
-    /* Panels go by twos, so that a block of rows that has come near serves both; with a low rank's panel to pack, one by one. */
-    int64_t together = cut == 0 && low ? 1 : 2, done = 0;
-    for (int64_t pair = 0; pair < piece->panels; pair += together) {
+    int64_t count = piece->to - piece->from, runs = piece->panels * count, asked = count;
+    int last = cut + 1 == job->cuts;
+    Piece after = *next;
+    after.cut++;
+    Source this = piece_source(job, piece), then = piece_source(job, next), later = piece_source(job, &after);
+    Turns pack = turns_of(then.units, runs), ask = turns_of(job->turned ? this.units : then.units, runs);
+    const Source *asks = job->turned ? &this : &then;
+    for (int64_t i = 0; i < asked; i++)
+        turns_next(&ask);
+    for (int64_t j = 0; j < piece->panels; j++) {
+        int64_t col = (piece->panel + j) * BLOCK_COLS, cols = least(BLOCK_COLS, p->cols - col);
+        if (job->turned)
+            KERNEL(panel_pack_lines)(packed, side_at(p->b, col, cut * job->cut_depth), cols, this.depth);
         if (cut == 0 && low)
-            KERNEL(panel_pack)(right, RIGHT, side_at(low->right, (piece->panel + pair) * BLOCK_COLS, 0),
-                               least(BLOCK_COLS, p->cols - (piece->panel + pair) * BLOCK_COLS), low->rank, job->pairs);
-        for (int64_t n = 0, some = least(together, piece->panels - pair); n < count * some; n++, done++) {
-            int64_t i = n / some, j = pair + n % some, col = (piece->panel + j) * BLOCK_COLS, cols = least(BLOCK_COLS, p->cols - col);
-            int64_t block_at = piece->from + i, run = done;
-            int64_t row = job->first + block_at * BLOCK_ROWS, rows = least(BLOCK_ROWS, p->rows - row);
+            KERNEL(panel_pack)(right, cols_panel(job), side_at(low->right, col, 0), cols, low->rank, job->pairs);
+        for (int64_t i = piece->from; i < piece->to; i++) {
+            int64_t row = job->first + i * BLOCK_ROWS, rows = least(BLOCK_ROWS, p->rows - row);
             char *c = (char *)p->c + (row * p->step + col) * size;
-            float *block = job->cuts > 1 ? blocks + (j * count + i) * BLOCK_ROWS * BLOCK_COLS : single;
-            Factors parts[2] = {{a_at(job, block_at, cut), packed + j * job->b_words, steps}};
+            float *block = job->cuts > 1 ? blocks + (j * count + i - piece->from) * BLOCK_ROWS * BLOCK_COLS : single;
+            Factors parts[2] = {{a_at(job, i, cut), job->turned ? packed : packed + j * job->b_words, steps}};
             int factors = 1, keep = cut > 0;
             if (cut == 0 && low) {
-                Factors part = {job->h + block_at * job->h_words, right, panel_steps(low->rank, job->pairs)};
+                Factors part = {job->h + i * job->h_words, right, panel_steps(low->rank, job->pairs)};
                 if (p->apart) {
                     char *apart = (char *)p->apart + (row * p->apart_step + col) * (int64_t)dtype_size(p->apart_dtype);
-                    KERNEL(block_product)(block, 0, &part, 1, rows, cols, job->pairs);
-                    block_store(block, apart, p->apart_dtype, p->apart_step, rows, cols);
+                    job_block(job, block, 0, &part, 1, rows, cols, NULL);
+                    if (job->turned)
+                        block_turn(block);
+                    block_store(block, apart, p->apart_dtype, p->apart_step, rows, cols, job->pairs);
                 } else {
                     parts[1] = parts[0], parts[0] = part;
                     factors = 2;
@@ -212,14 +281,25 @@ static void piece_run(const Job *job, const Piece *piece, const float *packed, f
             }
             if (cut == 0 && (p->bias || p->add)) {
                 block_start(block, p, c, col, rows, cols);
+                if (job->turned)
+                    block_turn(block);
                 keep = 1;
             }
-            KERNEL(block_product)(block, keep, parts, factors, rows, cols, job->pairs);
-            if (PACKS_ROWS && next->panels && job->blocks > FEW_BLOCKS)
-                rows_prefetch(job, next, run, runs);
-            piece_pack(job, next, units * run / runs, units * (run + 1) / runs, next_packed);
-            if (cut + 1 == job->cuts)
-                block_store(block, c, p->dtype, p->step, rows, cols);
+            if (asked++ == runs) {
+                asks = job->turned ? &then : &later;
+                ask = turns_of(asks->units, runs);
+            }
+            turns_next(&ask);
+            turns_next(&pack);
+            Ahead ahead = source_memory(asks, ask.from, ask.to);
+            job_block(job, block, keep, parts, factors, rows, cols, &ahead);
+            if (!job->turned)
+                source_pack(job, &then, pack.from, pack.to, next_packed);
+            if (last) {
+                if (job->turned)
+                    block_turn(block);
+                block_store(block, c, p->dtype, p->step, rows, cols, job->pairs);
+            }
         }
     }
 }
@@ -249,7 +329,7 @@ static void job_share(Job *job, int64_t first) {
 Status KERNEL(product)(const Product *p) {
     const LowRank *low = p->low_rank;
     int pairs = sides_pair(p->a.dtype, p->rounded ? BF16 : p->b.dtype);
-    Job job = {.p = p, .low = low, .pairs = pairs, .threads = omp_in_parallel() ? 1 : omp_get_max_threads()};
+    Job job = {.p = p, .low = low, .pairs = pairs, .turned = PACKS_ROWS && pairs && p->b.inner == 1, .threads = omp_in_parallel() ? 1 : omp_get_max_threads()};
     int64_t rank = low ? low->rank : 0, rows_deep = WORDS_PACKED / (panel_steps(p->depth, pairs) + 1);
     if (!p->rows || (p->c && !p->cols))
         return OK;
@@ -269,7 +349,7 @@ Status KERNEL(product)(const Product *p) {
     job.left_panels = count_of(rank, BLOCK_COLS);
     int64_t panels = least(most_panels(&job), job.panels), most_blocks = least(job.at_once, ROWS_AT_ONCE / BLOCK_ROWS);
     int64_t sum_words = job.cuts > 1 ? panels * most_blocks * BLOCK_ROWS * BLOCK_COLS : 0;
-    int64_t own_words = job.right_words + 2 * panels * job.b_words + sum_words;
+    int64_t packed_words = panels * job.b_words, own_words = job.right_words + 2 * packed_words + sum_words;
     int64_t prepare_words = low ? job.a_words + (job.left_panels * BLOCK_COLS + (rank + 15) / 16 * 16) * BLOCK_ROWS : 0;
     own_words = own_words > prepare_words ? own_words : prepare_words;
     int64_t words = job.at_once * (job.cuts * job.a_words + job.h_words) + job.left_panels * job.low_words + job.threads * own_words;
@@ -285,13 +365,13 @@ Status KERNEL(product)(const Product *p) {
 #pragma omp parallel
     {
         float *own = owned + omp_get_thread_num() * own_words, *right = own, *packed[2] = {right + job.right_words};
-        packed[1] = packed[0] + panels * job.b_words;
-        float *blocks = packed[1] + panels * job.b_words;
+        packed[1] = packed[0] + packed_words;
+        float *blocks = packed[1] + packed_words;
         blocks_begin();
         if (low) {
 #pragma omp for schedule(static)
             for (int64_t j = 0; j < job.left_panels; j++)
-                KERNEL(panel_pack)(job.left + j * job.low_words, RIGHT, side_at(low->left, j * BLOCK_COLS, 0),
+                KERNEL(panel_pack)(job.left + j * job.low_words, cols_panel(&job), side_at(low->left, j * BLOCK_COLS, 0),
                                    rank - j * BLOCK_COLS, low->depth, pairs);
         }
         for (int64_t first = 0; first < p->rows; first += job.at_once * BLOCK_ROWS) {
@@ -304,8 +384,9 @@ Status KERNEL(product)(const Product *p) {
             for (int64_t i = 0; i < job.blocks; i++)
                 rows_prepare(&job, i, own);
             Piece piece = piece_take(&job);
-            if (piece.panels)
-                piece_pack(&job, &piece, 0, piece_units(&job, &piece), packed[0]);
+            Source source = piece_source(&job, &piece);
+            if (!job.turned)
+                source_pack(&job, &source, 0, source.units, packed[0]);
             for (int side = 0; piece.panels; side = !side) {
                 Piece next = piece;
                 if (++next.cut == job.cuts)
@@ -368,7 +449,7 @@ void KERNEL(token_sum)(const TokenSum *sum, const int32_t *tiles, int64_t count,
                         int64_t row = swap ? line : j * kept_width, col = swap ? j * kept_width : line;
                         int64_t rows = least(BLOCK_ROWS, sum->rows - row), cols = least(BLOCK_COLS, sum->cols - col);
                         Factors part = {swap ? own : other, swap ? other : own, panel_steps(depth, pairs)};
-                        KERNEL(block_product)(block, 0, &part, 1, rows, cols, pairs);
+                        KERNEL(block_product)(block, 0, &part, 1, rows, cols, pairs, NULL);
                         for (int64_t r = 0; r < rows; r++) {
                             float *c = sum->c + (row + r) * sum->step + col;
                             const float *from = block + r * BLOCK_COLS;
