@@ -1,6 +1,6 @@
 -- The plan: what rests where, how stages are chunked, how many slots they pass through, how large a micro-batch is, which tapes are
 -- kept, and what that costs in bytes, operations and seconds, said before anything is loaded. Of all ways that fit the budget the one
--- with the fewest predicted seconds is taken, then the one with the lowest peak.
+-- with the fewest predicted seconds is taken, then the one that moves the fewest bytes to and from disk, then the one with the lowest peak.
 -- Operations per token follow the usual count for LoRA training: 2 per weight forward, 2 for the input's gradient where it is needed,
 -- 6 per adapter weight, causal attention at half its square.
 local data = require "onn.data"
@@ -246,13 +246,18 @@ local function candidate(model, opt, f, m, how)
   return p
 end
 
--- Is `a` the better plan?
+-- Bytes that a settled update of a plan reads, spills and fetches.
+local function moved_bytes(p) return (p.suffix_bytes_per_step or p.bytes_per_step) + p.spill_written + p.spill_read end
+
+-- Is `a` the better plan? Less than a hundredth apart is equal.
 local function better(a, b, budget)
   if not b then return true end
   local fits, fitted = a.peak <= budget, b.peak <= budget
   if fits ~= fitted then return fits end
   if not fits then return a.peak < b.peak end
   local x, y = a.suffix_seconds_per_step or a.seconds_per_step, b.suffix_seconds_per_step or b.seconds_per_step
+  if math.abs(x - y) > 0.01 * y then return x < y end
+  x, y = moved_bytes(a), moved_bytes(b)
   if math.abs(x - y) > 0.01 * y then return x < y end
   return a.peak < b.peak
 end
