@@ -158,6 +158,17 @@ describe("onn train", function()
     assert.is_true(tonumber(after) < tonumber(before))
   end)
 
+  it("charges no update with what a held-out loss reads", function()
+    local function read(...)
+      local bytes = 0
+      for _, r in ipairs(train("--steps", "3", "--slots", "2", "--no-prefix-cache", ...)) do bytes = bytes + r.bytes_streamed end
+      return bytes
+    end
+    local alone, beside = read(), read("--eval", rows, "--eval-every", "1")
+    -- what lies in the slots after an evaluation is not what an update leaves there: some is read again
+    assert.is_true(beside > 0 and beside < 1.5 * alone, ("%d bytes, %d without evaluations"):format(beside, alone))
+  end)
+
   it("writes a TensorBoard event file and a trace", function()
     local board, trace = folder .. "/board", folder .. "/trace.json"
     train("--steps", "2", "--tensorboard", board, "--profile", trace, "--layers", "last:2")
