@@ -50,7 +50,7 @@ end
 -- Operations per token: forward, backward, recompute for `rebuilt` blocks; `from` is the first block that is computed.
 local function operations(model, opt, facts, rebuilt, from)
   local c, block = model.sizes, 2 * block_size(model)
-  local head, attention = 2 * c.vocabulary * c.width, 2 * opt.seq_len * c.heads * c.head_size
+  local head, attention = 2 * c.vocabulary * c.width * (opt.supervised or 1), 2 * opt.seq_len * c.heads * c.head_size
   local above, adapter = c.layers - facts.first, facts.adapter
   local forward = (c.layers - from) * (block + attention) + head + 2 * adapter
   local backward = above * (block + 2 * attention) + head + 4 * adapter

@@ -158,6 +158,19 @@ describe("onn train", function()
     assert.is_true(tonumber(after) < tonumber(before))
   end)
 
+  it("counts the head's operations for the tokens that are trained on", function()
+    local data, m = require "onn.data", require("onn.model").open(model)
+    local head = 4 * m.sizes.vocabulary * m.sizes.width -- a token, there and back
+    local share = data.supervised(assert(data.open(rows, require("onn.tokenizer").open(model), {})))
+    m:close()
+    local function flops(...)
+      local _, out = support.run { "train", model, rows, "--out", folder .. "/planned", "--dry-run", "--json", ... }
+      return json.decode(out).flops_per_token
+    end
+    assert.is_true(share > 0.2 and share < 0.9)
+    assert.is_true(math.abs(flops("--loss", "all") - flops() - (1 - share) * head) < 1)
+  end)
+
   it("charges no update with what a held-out loss reads", function()
     local function read(...)
       local bytes = 0
