@@ -67,7 +67,8 @@ local function work_of(plans, r)
   local known = r.prefix_tokens or 0
   local suffix = plans.suffix_flops_per_token or 0
   return { flops = (r.tokens - known) * plans.flops_per_token + known * suffix + r.filled_tokens * (plans.flops_per_token - suffix),
-    bytes_read = r.bytes_streamed + r.bytes_fetched, bytes_written = r.bytes_spilled }
+    bytes_read = r.bytes_streamed + r.bytes_fetched, bytes_written = r.bytes_spilled, bytes_streamed = r.bytes_streamed,
+    bytes_fetched = r.bytes_fetched }
 end
 
 function Log:step(r)
@@ -89,7 +90,7 @@ function Log:step(r)
     local ok, message = self.file:write(json.encode { step = r.step, epoch = r.epoch, loss = finite(r.loss), lr = r.lr,
       grad_norm = finite(r.grad_norm), recomputed = facts.plan.recompute,
       tokens = r.tokens, tokens_per_s = rate, seconds = r.seconds, bytes_streamed = r.bytes_streamed, bytes_spilled = r.bytes_spilled,
-      prefix_tokens = r.prefix_tokens, device_peak = memory.peak, ram_peak = system.peak_rss(), limit_share = share, bound = bound,
+      bytes_fetched = r.bytes_fetched, prefix_tokens = r.prefix_tokens, device_peak = memory.peak, ram_peak = system.peak_rss(), limit_share = share, bound = bound,
       skipped = r.skipped }, "\n")
     if ok then ok, message = self.file:flush() end
     if not ok and not self.log_failed then
@@ -138,7 +139,8 @@ local function median(list)
   return sorted[math.ceil(#sorted / 2)]
 end
 
--- The end of a run: a curve on a terminal, figures, and where the result is.
+-- The end of a run: a curve on a terminal, figures, and where the result is. In JSON bytes_streamed (weights), bytes_spilled and
+-- bytes_fetched (carries to the scratch file and back) are the sums of the log's keys of the same names.
 function Log:summary(session, out, peak, plot)
   self.bar:finish()
   if self.file then self.file:close() end
@@ -150,7 +152,8 @@ function Log:summary(session, out, peak, plot)
   local result = { out = out, steps = session.step, skipped = session.skipped,
     loss_first = first and first[2], loss_last = last and last[2],
     eval_before = finite(self.before), eval_after = finite(self.after), tokens = self.tokens, seconds = self.seconds, tokens_per_s = rate,
-    limit_share = share, limit_seconds = least, bound = bound, bytes_streamed = self.work.bytes_read, flops = self.work.flops,
+    limit_share = share, limit_seconds = least, bound = bound, bytes_streamed = self.work.bytes_streamed, bytes_spilled = self.work.bytes_written,
+    bytes_fetched = self.work.bytes_fetched, flops = self.work.flops,
     peak_flops = self.facts.rates.flops, disk_bytes_per_s = (self.work.bytes_read or 0) > 0 and self.facts.rates.disk() or nil,
     seconds_per_step = median(self.step_seconds), predicted_seconds_per_step = self.facts.plan.seconds_per_step,
     device_peak = peak, predicted_peak = self.facts.plan.peak, ram_peak = system.peak_rss(), trained_parameters = self.facts.plan.parameters }

@@ -180,13 +180,20 @@ describe("the least memory", function()
   end)
 
   it("that a refusal names is enough, and no more is used", function()
-    local status, out, err = train("tight", "--json --memory " .. quote(least))
+    local log = folder .. "/tight.log"
+    local status, out, err = train("tight", ("--json --memory %s --log %s"):format(quote(least), quote(log)))
     assert.equal(0, status, err)
     local result = assert(json.decode(out))
     assert.matches("carries beyond .* are spilled", err)
     assert.equal(want, adapter "tight")
     assert.is_true(result.device_peak <= require("onn.units").parse_bytes(least))
     assert.is_true(result.device_peak <= result.predicted_peak and result.bytes_streamed > 0)
+    for _, key in ipairs { "bytes_streamed", "bytes_spilled", "bytes_fetched" } do
+      local sum = 0
+      for line in io.lines(log) do sum = sum + json.decode(line)[key] end
+      assert.is_true(sum > 0)
+      assert.equal(sum, result[key], key)
+    end
     clean "tight"
     remove "tight"
   end)
