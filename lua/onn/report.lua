@@ -52,7 +52,7 @@ Log.__index = Log
 -- facts: {total (updates), plan, rates (onn.limit's), first (updates done before)}.
 function report.training_log(opt, facts)
   local self = setmetatable({ opt = opt, facts = facts, losses = {}, tokens = 0, seconds = 0, work = {},
-    known = { updates = 0, seconds = 0, least = 0 }, walked = { updates = 0, seconds = 0, least = 0 } }, Log)
+    known = { updates = 0, seconds = 0, least = 0 }, known_seconds = {}, walked = { updates = 0, seconds = 0, least = 0 } }, Log)
   if opt.log then
     local file, message = io.open(opt.log, facts.first > 0 and "a" or "w")
     self.file = cli.check(file, "--log " .. tostring(message)) -- io.open's third value is no exit status
@@ -80,6 +80,7 @@ function Log:step(r)
   for key, value in pairs(work) do self.work[key] = (self.work[key] or 0) + value end
   local kind = (r.prefix_tokens or 0) == r.tokens and r.filled_tokens == 0 and self.known or self.walked
   kind.updates, kind.seconds, kind.least = kind.updates + 1, kind.seconds + r.seconds, kind.least + share * r.seconds
+  if kind == self.known then table.insert(self.known_seconds, r.seconds) end
   self.last_step = r.step
   if not r.skipped then self.losses[#self.losses + 1] = { r.step, r.loss } end
   self.rates, self.step_seconds = self.rates or {}, self.step_seconds or {}
@@ -140,7 +141,9 @@ local function median(list)
 end
 
 -- The end of a run: a curve on a terminal, figures, and where the result is. In JSON bytes_streamed (weights), bytes_spilled and
--- bytes_fetched (carries to the scratch file and back) are the sums of the log's keys of the same names.
+-- bytes_fetched (carries to the scratch file and back) are the sums of the log's keys of the same names. seconds_per_step is the median
+-- of all updates; predicted_seconds_per_step is of one that walks through all stages. With a prefix cache known_seconds is the median
+-- of the updates that found the frozen stages' output known, predicted_known_seconds what the plan said of them.
 function Log:summary(session, out, peak, plot)
   self.bar:finish()
   if self.file then self.file:close() end
@@ -156,6 +159,7 @@ function Log:summary(session, out, peak, plot)
     bytes_fetched = self.work.bytes_fetched, flops = self.work.flops,
     peak_flops = self.facts.rates.flops, disk_bytes_per_s = (self.work.bytes_read or 0) > 0 and self.facts.rates.disk() or nil,
     seconds_per_step = median(self.step_seconds), predicted_seconds_per_step = self.facts.plan.seconds_per_step,
+    known_seconds = median(self.known_seconds), predicted_known_seconds = self.facts.plan.suffix_seconds_per_step,
     device_peak = peak, predicted_peak = self.facts.plan.peak, ram_peak = system.peak_rss(), trained_parameters = self.facts.plan.parameters }
   if cli.wants_json() then return cli.json(result) end
   if #self.losses > 2 and not cli.is_quiet() then io.stderr:write(plot.line(self.losses, { title = "loss" }), "\n") end

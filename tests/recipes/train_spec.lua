@@ -294,6 +294,15 @@ describe("onn train", function()
     assert.is_false(system.exists(folder .. "/planned"))
   end)
 
+  it("tells updates with a known prefix from the others in its figures", function()
+    local function figures(...) return assert(json.decode((select(4, train("--batch", "8", "--layers", "last:1", "--json", ...))))) end
+    local once, often = figures("--epochs", "1"), figures("--epochs", "4")
+    assert.is_nil(once.known_seconds)
+    assert.is_nil(once.predicted_known_seconds)
+    assert.is_true(often.predicted_known_seconds > 0 and often.predicted_known_seconds < often.predicted_seconds_per_step)
+    assert.is_true(often.known_seconds > 0 and often.known_seconds < often.seconds)
+  end)
+
   it("refuses in one line", function()
     refused(2, "betas: expected two numbers", "--betas", "0.9")
     refused(2, "did you mean '%-%-warmup'", "--warmpu", "3")
