@@ -133,6 +133,16 @@ local function prefix_line(plans, rates, known, walked)
   return reached, allowed
 end
 
+-- All that limit.share weighs, each at its rate.
+local function work_line(work, rates)
+  local parts = { ("%s at %s"):format(units.operations(work.flops), units.flops(rates.flops)) }
+  if work.bytes_read > 0 then parts[#parts + 1] = ("%s read at %s"):format(units.bytes(work.bytes_read), units.rate(rates.disk())) end
+  if work.bytes_written > 0 then
+    parts[#parts + 1] = ("%s written at %s"):format(units.bytes(work.bytes_written), units.rate(rates.write()))
+  end
+  return table.concat(parts, ", ")
+end
+
 local function median(list)
   local sorted = {}
   for i, v in ipairs(list or {}) do sorted[i] = v end
@@ -158,6 +168,7 @@ function Log:summary(session, out, peak, plot)
     limit_share = share, limit_seconds = least, bound = bound, bytes_streamed = self.work.bytes_streamed, bytes_spilled = self.work.bytes_written,
     bytes_fetched = self.work.bytes_fetched, flops = self.work.flops,
     peak_flops = self.facts.rates.flops, disk_bytes_per_s = (self.work.bytes_read or 0) > 0 and self.facts.rates.disk() or nil,
+    disk_write_bytes_per_s = (self.work.bytes_written or 0) > 0 and self.facts.rates.write() or nil,
     seconds_per_step = median(self.step_seconds), predicted_seconds_per_step = self.facts.plan.seconds_per_step,
     known_seconds = median(self.known_seconds), predicted_known_seconds = self.facts.plan.suffix_seconds_per_step,
     device_peak = peak, predicted_peak = self.facts.plan.peak, ram_peak = system.peak_rss(), trained_parameters = self.facts.plan.parameters }
@@ -167,9 +178,8 @@ function Log:summary(session, out, peak, plot)
   if self.before and self.after then cli.print(("held out  %.4f -> %.4f"):format(self.before, self.after)) end
   if rate then
     cli.print(("speed     %.0f tokens/s; peak %s, predicted %s"):format(rate, units.bytes(peak), units.bytes(self.facts.plan.peak)))
-    cli.print(("limit     %.0f %% of it, bound by %s: %s at %s%s took %s"):format(100 * share, bound, units.operations(self.work.flops),
-      units.flops(self.facts.rates.flops), self.work.bytes_read > 0 and (" and %s read at %s"):format(units.bytes(self.work.bytes_read),
-        units.rate(self.facts.rates.disk())) or "", units.seconds(self.seconds)))
+    cli.print(("limit     %.0f %% of it, bound by %s: %s took %s"):format(100 * share, bound, work_line(self.work, self.facts.rates),
+      units.seconds(self.seconds)))
   end
   if self.known.updates > 0 and self.walked.updates > 0 then
     prefix_line(self.facts.plan, self.facts.rates, self.known, self.walked)
