@@ -91,8 +91,8 @@ function Log:step(r)
     local ok, message = self.file:write(json.encode { step = r.step, epoch = r.epoch, loss = finite(r.loss), lr = r.lr,
       grad_norm = finite(r.grad_norm), recomputed = facts.plan.recompute,
       tokens = r.tokens, tokens_per_s = rate, seconds = r.seconds, bytes_streamed = r.bytes_streamed, bytes_spilled = r.bytes_spilled,
-      bytes_fetched = r.bytes_fetched, prefix_tokens = r.prefix_tokens, device_peak = memory.peak, ram_peak = system.peak_rss(), limit_share = share, bound = bound,
-      skipped = r.skipped }, "\n")
+      bytes_fetched = r.bytes_fetched, prefix_tokens = r.prefix_tokens, device_peak = memory.peak, ram_peak = system.peak_rss(), limit_share = share,
+      bound = bound, skipped = r.skipped }, "\n")
     if ok then ok, message = self.file:flush() end
     if not ok and not self.log_failed then
       self.log_failed = true
