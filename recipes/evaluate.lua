@@ -27,7 +27,7 @@ local opt = cli.parse {
     { "template", type = "string", help = "file or text with {prompt} and {completion}" },
   },
 }
-settings.apply(opt, opt.model)
+settings.apply(opt, opt.model, { batch = true, chunk = true, threads = true, dtype = true }) -- the length says what the loss is of
 local machine = runtime.apply(opt)
 
 local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))

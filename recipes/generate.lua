@@ -123,7 +123,9 @@ elseif opt.chat and not opt.prompt and terminal.isatty(0) then
     local line = io.read "*l"
     if line and line:find "%S" then
       history[#history + 1] = { role = "user", content = line }
-      texts, report = completion.run(model, tokenizer, { encode(history) }, opt, say)
+      local ids = encode(history)
+      opt.together = cli.check(completion.load(model, { ids }, opt, rates)).together -- the conversation has grown
+      texts, report = completion.run(model, tokenizer, { ids }, opt, say)
       history[#history + 1] = { role = "assistant", content = texts[1] }
       print()
       tell(report)

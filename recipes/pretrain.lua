@@ -42,7 +42,7 @@ local opt = cli.parse {
     { "log", type = "string", metavar = "FILE", help = "one JSON object per update" },
   },
 }
-opt.full, opt.pack, opt.loss, opt.recompute = true, "stream", "all", "auto"
+opt.full, opt.pack, opt.loss, opt.recompute, opt.scratch = true, "stream", "all", "auto", false
 local machine = runtime.apply(opt)
 opt.budget = machine.budget
 if system.exists(opt.out) and not opt.overwrite then cli.fail(opt.out .. " exists; --overwrite replaces it") end

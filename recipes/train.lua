@@ -77,7 +77,11 @@ if resume then
 end
 
 local log = report.training_log(opt, { total = total, plan = plans, rates = rates, first = session.step })
-local function evaluate() return held_out and data.loss(model, held_out, training.evaluation(order, plans)) end
+local function evaluate()
+  local loss = held_out and data.loss(model, held_out, training.evaluation(order, plans))
+  session:passed() -- its reads are no update's
+  return loss
+end
 training.begin(model, opt, plans, session)
 local saved = resume == checkpoint.path(opt.out, session.step) and session.step
 local function save()

@@ -1,7 +1,9 @@
 -- Text from prompts: ids are decoded as they come, and stop strings are watched for across pieces.
 local chat = require "onn.chat"
 local generator = require "onn.generator"
+local plan = require "onn.plan"
 local stop = require "onn.stop"
+local units = require "onn.units"
 
 local completion = {}
 
@@ -25,6 +27,25 @@ function completion.encode(tokenizer, prompt, vocabulary)
     end
   end
   return ids
+end
+
+-- Brings the weights to where they serve generating from `prompts` (lists of ids), unless they serve as they are: in as many slots as
+-- fit, or nearly. opt, rates: plan.generation's. Returns its plan, or nil and the line that says why not.
+function completion.load(model, prompts, opt, rates)
+  local best = plan.generation(model, prompts, opt, rates)
+  if not best.fits then
+    return nil, ("%s: a text of %d tokens needs at least %s, the budget is %s (memory and ram set it)"):format(model.path, best.tokens,
+      units.need(best.minimum), units.bytes(opt.budget))
+  end
+  local ring = model.loaded_as
+  if ring then
+    local now = plan.generation(model, prompts, setmetatable({ slots = ring.slots, chunk = ring.chunk }, { __index = opt }), rates)
+    local same = now.tile == ring.tile and now.chunk == ring.chunk
+    if same and now.fits and best.bytes_per_sweep > 0.8 * now.bytes_per_sweep then return now end
+  end
+  local ok, message, code = model:load_by(best.ring)
+  if not ok then return nil, message, code end
+  return best
 end
 
 -- Continues prompts (lists of ids) together. options: see onn.sampler; max_tokens; stop, a list of texts that end a sequence and

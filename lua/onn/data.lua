@@ -147,6 +147,9 @@ end
 
 function data.size(set) return #set.corpus end
 
+-- Of the tokens that can have a label (all but the first of each sample), the share that has one: what the head works on.
+function data.supervised(set) return set.supervised / (set.tokens - set.samples) end
+
 -- notes(set, order): lines that say what is left out of training; order: see batches().
 function data.notes(set, order)
   local notes = {}

@@ -38,24 +38,13 @@ local function adapter_bytes(self)
   return total * (self.model.dtype == "bf16" and 1.5 or 1)
 end
 
--- Brings the weights to where they serve generating from `prompts` (lists of ids), unless they serve as they are: in as many slots as
--- fit, or nearly. `opt`: max_tokens, adapter (a directory).
+-- The weights where they serve generating from `prompts` (lists of ids). `opt`: max_tokens, adapter (a directory). Returns the plan.
 local function load_for_text(self, prompts, opt)
   local wanted = { max_tokens = opt.max_tokens or USUAL_TOKENS, budget = self.machine.budget, chunk = self.opt.chunk, adapter = opt.adapter,
     adapter_bytes = adapter_bytes(self) }
-  local best = plan.generation(self.model, prompts, wanted)
-  if not best.fits and not self.whole then
-    error(("%s: a text of %d tokens needs at least %s, the budget is %s (memory and ram set it)"):format(self.model.path, best.tokens,
-      units.bytes(best.minimum), units.bytes(self.machine.budget)), 0)
-  end
-  local ring = self.model.loaded_as
-  if ring then
-    local now = plan.generation(self.model, prompts, setmetatable({ slots = ring.slots, chunk = ring.chunk }, { __index = wanted }))
-    local same = now.tile == ring.tile and now.chunk == ring.chunk
-    if same and now.fits and best.bytes_per_sweep > 0.8 * now.bytes_per_sweep then return now end
-  end
-  load_by(self, best)
-  return best
+  if self.whole then return plan.generation(self.model, prompts, wanted) end
+  local plans, message = completion.load(self.model, prompts, wanted)
+  return plans or error(message, 0)
 end
 
 -- Opens a model directory and loads its weights, or streams them where they do not fit. options: config, memory ("4GB"), ram, threads,

@@ -127,9 +127,9 @@ end
 
 -- Training updates: tokens, tokens/s, seconds and loss of each, the plan that ran, the peak in bytes, and bytes_read and bytes_written
 -- of an update (weights streamed, carries spilled). The first is not counted (memory is touched for the first time in it). The model is
--- loaded as the plan says. opt: batch, seq_len, row_tokens, micro_batch, recompute, rank, layers, full, budget, chunk, slots, prefetch, rates; steps
--- (counted updates), limit (seconds after which no second counted update begins), updates (a source of updates; default: random tokens).
--- Leaves a LoRA-trained model as it was.
+-- loaded as the plan says. opt: batch, seq_len, row_tokens, supervised, micro_batch, recompute, rank, layers, full, budget, chunk, slots,
+-- prefetch, rates; steps (counted updates), limit (seconds after which no second counted update begins), updates (a source of
+-- updates; default: random tokens). Leaves a LoRA-trained model as it was.
 function measure.training(model, opt)
   local plans = plan.training(model, opt)
   if not plans.fits then

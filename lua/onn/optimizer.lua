@@ -58,13 +58,13 @@ function Optimizer.new(path, options)
   return self
 end
 
--- Mean tokens of one row of training, from the data or the length.
+-- Mean tokens of one row of training, from the data or the length, and the share of them that is trained on.
 local function tokens_per_row(self)
   local opt = self.opt
-  if not opt.data then return opt.seq_len end
+  if not opt.data then return opt.seq_len, 1 end
   local tokenizer = not opt.data:find "%.safetensors$" and assert(Tokenizer.open(self.model.directory)) or nil
   local set = assert(data.open(opt.data, tokenizer, opt))
-  return set.tokens / #data.rows(set, { pack = opt.pack, seq_len = opt.seq_len })
+  return set.tokens / #data.rows(set, { pack = opt.pack, seq_len = opt.seq_len }), data.supervised(set)
 end
 
 -- Rows of a trial's update: the batch, or less where one update would take more than a twentieth of the budget, by an update of one row.
@@ -184,14 +184,16 @@ function Optimizer:find_optimal_config(options)
   local note = options.note or function() end
   local p = profile.get { all = true, note = function(name) note("measuring " .. name) end }
   if profile.doubt(p) then note(profile.doubt(p)) end
-  self.profile, self.rates, self.row_tokens = p, limit.rates(self.model), tokens_per_row(self)
+  self.profile, self.rates = p, limit.rates(self.model)
+  self.row_tokens, self.supervised = tokens_per_row(self)
   local rows = trial_rows(self, budget)
   if rows < opt.batch then
     note(("trials take updates of %d rows instead of %d, so that several fit into %s; training keeps %d"):format(rows, opt.batch,
       units.seconds(budget), opt.batch))
   end
   local s = { path = self.model.path, model = self.model, profile = p, rates = self.rates, budget = self.budget, rows = rows,
-    deadline = began + 0.95 * budget - 0.2, row_tokens = self.row_tokens, seq_len = opt.seq_len, rank = opt.rank, layers = self.layers,
+    deadline = began + 0.95 * budget - 0.2, row_tokens = self.row_tokens, supervised = self.supervised, seq_len = opt.seq_len, rank = opt.rank,
+    layers = self.layers,
     layers_text = opt.layers, data = opt.data, pack = opt.pack, seed = opt.seed, progress = options.progress,
     fixed = { micro_batch = opt.micro_batch, recompute = opt.recompute, threads = opt.threads } }
   local before = profile.processors_left()
@@ -249,8 +251,9 @@ function Optimizer:benchmark()
   if not self.settings then self:find_optimal_config {} end
   local c, opt, found = self.settings, self.opt, self.found
   local result = trial.run({ model = self.model.path, dtype = self.model.dtype, data = opt.data, pack = opt.pack,
-    batch = found.search.rows_per_trial_update, seq_len = opt.seq_len, row_tokens = self.row_tokens, micro_batch = c.micro_batch,
-    recompute = c.mode, threads = c.threads, chunk = c.chunk, slots = c.slots, rates = search.trial_rates(self.searched, c),
+    batch = found.search.rows_per_trial_update, seq_len = opt.seq_len, row_tokens = self.row_tokens, supervised = self.supervised,
+    micro_batch = c.micro_batch, recompute = c.mode, threads = c.threads, chunk = c.chunk, slots = c.slots,
+    rates = search.trial_rates(self.searched, c),
     rank = opt.rank, layers = opt.layers, seed = opt.seed, memory = self.budget, steps = 20, limit = 10 }, 120)
   if result.outcome ~= "ok" then error(("benchmark: %s (%s)"):format(result.message or "", result.outcome), 0) end
   local spread = require("onn.measure").spread(result.rates)

@@ -51,7 +51,7 @@ end
 -- recompute of `rebuilt` blocks included.
 local function operations(model, opt, facts, rebuilt, from)
   local c, block = model.sizes, 2 * block_size(model)
-  local head, attention = 2 * c.vocabulary * c.width, 2 * opt.seq_len * c.heads * c.head_size
+  local head, attention = 2 * c.vocabulary * c.width * (opt.supervised or 1), 2 * opt.seq_len * c.heads * c.head_size
   local above, adapter = c.layers - facts.first, facts.adapter
   local forward = (c.layers - from) * (block + attention) + 2 * adapter
   local backward = above * (block + 2 * attention) + 4 * adapter + (opt.full and c.layers * block or 0)

@@ -52,7 +52,7 @@ Log.__index = Log
 -- facts: {total (updates), plan, rates (onn.limit's), first (updates done before)}.
 function report.training_log(opt, facts)
   local self = setmetatable({ opt = opt, facts = facts, losses = {}, tokens = 0, seconds = 0, work = {},
-    known = { updates = 0, seconds = 0, least = 0 }, walked = { updates = 0, seconds = 0, least = 0 } }, Log)
+    known = { updates = 0, seconds = 0, least = 0 }, known_seconds = {}, walked = { updates = 0, seconds = 0, least = 0 } }, Log)
   if opt.log then
     local file, message = io.open(opt.log, facts.first > 0 and "a" or "w")
     self.file = cli.check(file, "--log " .. tostring(message)) -- io.open's third value is no exit status
@@ -67,7 +67,8 @@ local function work_of(plans, r)
   local known = r.prefix_tokens or 0
   local suffix = plans.suffix_flops_per_token or 0
   return { flops = (r.tokens - known) * plans.flops_per_token + known * suffix + r.filled_tokens * (plans.flops_per_token - suffix),
-    bytes_read = r.bytes_streamed + r.bytes_fetched, bytes_written = r.bytes_spilled }
+    bytes_read = r.bytes_streamed + r.bytes_fetched, bytes_written = r.bytes_spilled, bytes_streamed = r.bytes_streamed,
+    bytes_fetched = r.bytes_fetched }
 end
 
 function Log:step(r)
@@ -79,6 +80,7 @@ function Log:step(r)
   for key, value in pairs(work) do self.work[key] = (self.work[key] or 0) + value end
   local kind = (r.prefix_tokens or 0) == r.tokens and r.filled_tokens == 0 and self.known or self.walked
   kind.updates, kind.seconds, kind.least = kind.updates + 1, kind.seconds + r.seconds, kind.least + share * r.seconds
+  if kind == self.known then table.insert(self.known_seconds, r.seconds) end
   self.last_step = r.step
   if not r.skipped then self.losses[#self.losses + 1] = { r.step, r.loss } end
   self.rates, self.step_seconds = self.rates or {}, self.step_seconds or {}
@@ -89,8 +91,8 @@ function Log:step(r)
     local ok, message = self.file:write(json.encode { step = r.step, epoch = r.epoch, loss = finite(r.loss), lr = r.lr,
       grad_norm = finite(r.grad_norm), recomputed = facts.plan.recompute,
       tokens = r.tokens, tokens_per_s = rate, seconds = r.seconds, bytes_streamed = r.bytes_streamed, bytes_spilled = r.bytes_spilled,
-      prefix_tokens = r.prefix_tokens, device_peak = memory.peak, ram_peak = system.peak_rss(), limit_share = share, bound = bound,
-      skipped = r.skipped }, "\n")
+      bytes_fetched = r.bytes_fetched, prefix_tokens = r.prefix_tokens, device_peak = memory.peak, ram_peak = system.peak_rss(), limit_share = share,
+      bound = bound, skipped = r.skipped }, "\n")
     if ok then ok, message = self.file:flush() end
     if not ok and not self.log_failed then
       self.log_failed = true
@@ -131,6 +133,16 @@ local function prefix_line(plans, rates, known, walked)
   return reached, allowed
 end
 
+-- All that limit.share weighs, each at its rate.
+local function work_line(work, rates)
+  local parts = { ("%s at %s"):format(units.operations(work.flops), units.flops(rates.flops)) }
+  if work.bytes_read > 0 then parts[#parts + 1] = ("%s read at %s"):format(units.bytes(work.bytes_read), units.rate(rates.disk())) end
+  if work.bytes_written > 0 then
+    parts[#parts + 1] = ("%s written at %s"):format(units.bytes(work.bytes_written), units.rate(rates.write()))
+  end
+  return table.concat(parts, ", ")
+end
+
 local function median(list)
   local sorted = {}
   for i, v in ipairs(list or {}) do sorted[i] = v end
@@ -138,7 +150,10 @@ local function median(list)
   return sorted[math.ceil(#sorted / 2)]
 end
 
--- The end of a run: a curve on a terminal, figures, and where the result is.
+-- The end of a run: a curve on a terminal, figures, and where the result is. In JSON bytes_streamed (weights), bytes_spilled and
+-- bytes_fetched (carries to the scratch file and back) are the sums of the log's keys of the same names. seconds_per_step is the median
+-- of all updates; predicted_seconds_per_step is of one that walks through all stages. With a prefix cache known_seconds is the median
+-- of the updates that found the frozen stages' output known, predicted_known_seconds what the plan said of them.
 function Log:summary(session, out, peak, plot)
   self.bar:finish()
   if self.file then self.file:close() end
@@ -150,9 +165,12 @@ function Log:summary(session, out, peak, plot)
   local result = { out = out, steps = session.step, skipped = session.skipped,
     loss_first = first and first[2], loss_last = last and last[2],
     eval_before = finite(self.before), eval_after = finite(self.after), tokens = self.tokens, seconds = self.seconds, tokens_per_s = rate,
-    limit_share = share, limit_seconds = least, bound = bound, bytes_streamed = self.work.bytes_read, flops = self.work.flops,
+    limit_share = share, limit_seconds = least, bound = bound, bytes_streamed = self.work.bytes_streamed, bytes_spilled = self.work.bytes_written,
+    bytes_fetched = self.work.bytes_fetched, flops = self.work.flops,
     peak_flops = self.facts.rates.flops, disk_bytes_per_s = (self.work.bytes_read or 0) > 0 and self.facts.rates.disk() or nil,
+    disk_write_bytes_per_s = (self.work.bytes_written or 0) > 0 and self.facts.rates.write() or nil,
     seconds_per_step = median(self.step_seconds), predicted_seconds_per_step = self.facts.plan.seconds_per_step,
+    known_seconds = median(self.known_seconds), predicted_known_seconds = self.facts.plan.suffix_seconds_per_step,
     device_peak = peak, predicted_peak = self.facts.plan.peak, ram_peak = system.peak_rss(), trained_parameters = self.facts.plan.parameters }
   if cli.wants_json() then return cli.json(result) end
   if #self.losses > 2 and not cli.is_quiet() then io.stderr:write(plot.line(self.losses, { title = "loss" }), "\n") end
@@ -160,9 +178,8 @@ function Log:summary(session, out, peak, plot)
   if self.before and self.after then cli.print(("held out  %.4f -> %.4f"):format(self.before, self.after)) end
   if rate then
     cli.print(("speed     %.0f tokens/s; peak %s, predicted %s"):format(rate, units.bytes(peak), units.bytes(self.facts.plan.peak)))
-    cli.print(("limit     %.0f %% of it, bound by %s: %s at %s%s took %s"):format(100 * share, bound, units.operations(self.work.flops),
-      units.flops(self.facts.rates.flops), self.work.bytes_read > 0 and (" and %s read at %s"):format(units.bytes(self.work.bytes_read),
-        units.rate(self.facts.rates.disk())) or "", units.seconds(self.seconds)))
+    cli.print(("limit     %.0f %% of it, bound by %s: %s took %s"):format(100 * share, bound, work_line(self.work, self.facts.rates),
+      units.seconds(self.seconds)))
   end
   if self.known.updates > 0 and self.walked.updates > 0 then
     prefix_line(self.facts.plan, self.facts.rates, self.known, self.walked)

@@ -79,8 +79,9 @@ local function rates_of(s, threads)
 end
 
 local function planned(s, c)
-  return plan.training(s.model, { batch = s.rows, micro_batch = c.micro_batch, seq_len = s.seq_len, row_tokens = s.row_tokens, rank = s.rank,
-    layers = s.layers, recompute = c.mode, budget = s.budget, chunk = c.chunk, slots = c.slots, rates = rates_of(s, c.threads) })
+  return plan.training(s.model, { batch = s.rows, micro_batch = c.micro_batch, seq_len = s.seq_len, row_tokens = s.row_tokens,
+    supervised = s.supervised, rank = s.rank, layers = s.layers, recompute = c.mode, budget = s.budget, chunk = c.chunk,
+    slots = c.slots, rates = rates_of(s, c.threads) })
 end
 
 local function powers(most)
@@ -188,9 +189,9 @@ local function visit(s, c, steps, limit)
   local patience = 3 * expected + 1
   local timeout = s.reference and math.min(patience, remaining(s)) or math.max(patience + 10, remaining(s))
   local result = trial.run({ model = s.path, dtype = s.model.dtype, data = s.data, pack = s.pack, batch = s.rows, seq_len = s.seq_len,
-    row_tokens = s.row_tokens, micro_batch = c.micro_batch, recompute = c.mode, threads = c.threads, chunk = c.chunk, slots = c.slots,
-    rates = search.trial_rates(s, c), rank = s.rank, layers = s.layers_text, seed = s.seed, memory = s.budget, steps = steps,
-    limit = limit }, timeout)
+    row_tokens = s.row_tokens, supervised = s.supervised, micro_batch = c.micro_batch, recompute = c.mode, threads = c.threads,
+    chunk = c.chunk, slots = c.slots, rates = search.trial_rates(s, c), rank = s.rank, layers = s.layers_text, seed = s.seed,
+    memory = s.budget, steps = steps, limit = limit }, timeout)
   if result.outcome == "timeout" and (timeout < patience or c.median) then return false end -- the budget's end, or once slow
   c.visits, c.outcome, c.message = (c.visits or 0) + 1, result.outcome, result.message
   if result.outcome ~= "ok" then return true end
@@ -292,9 +293,10 @@ local function front(ranked)
   return list
 end
 
--- s: {path, model, profile, rates (onn.limit's), budget (bytes), deadline (system.now), rows, row_tokens, seq_len, rank, layers, layers_text, data, pack,
--- seed, fixed {micro_batch, recompute, threads}, progress(done, total, note)}. Returns {default, winner, ranked, front, all, judgement,
--- tokens (of one update), seconds}, or nil and why the default itself could not be run.
+-- s: {path, model, profile, rates (onn.limit's), budget (bytes), deadline (system.now), rows, row_tokens, supervised (share of
+-- the tokens), seq_len, rank, layers, layers_text, data, pack, seed, fixed {micro_batch, recompute, threads},
+-- progress(done, total, note)}. Returns {default, winner, ranked, front, all, judgement, tokens (of one update),
+-- seconds}, or nil and why the default itself could not be run.
 function search.run(s)
   local began = system.now()
   s.fit, s.overhead, s.tokens = { compute = 2, micro = 0 }, 0.3, s.rows * s.row_tokens

@@ -69,6 +69,14 @@ local function accumulate(self, micros, supervised, epoch)
   error(total, 0)
 end
 
+-- Takes what was read, written and filled since the last update's end out of the next one's count: something else asked for it.
+function Session:passed()
+  local was, now = self.counted, self.carries:stats()
+  now.streamed, now.filled = self.model:streamed(), self.filled
+  self.counted = now
+  return was, now
+end
+
 -- One update from its micro-batches (see onn.batch). Bytes and tokens filled ahead count from the last update's end. The loss is the sum
 -- over all supervised tokens by their number in the whole update. Returns {step, loss, lr, grad_norm, tokens, supervised, skipped}; an
 -- update whose numbers are not finite changes nothing.
@@ -76,9 +84,7 @@ function Session:update(micros, epoch)
   local opt, supervised, tokens = self.opt, 0, 0
   for _, b in ipairs(micros) do supervised, tokens = supervised + b.supervised, tokens + b.tokens end
   local total, known = accumulate(self, micros, supervised, epoch)
-  local was, now = self.counted, self.carries:stats()
-  now.streamed, now.filled = self.model:streamed(), self.filled
-  self.counted = now
+  local was, now = self:passed()
   local began = trace.now()
   optim.fold(self.params)
   self.step = self.step + 1

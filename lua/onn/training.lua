@@ -48,7 +48,7 @@ function training.plan(model, opt, set, rates, held_out)
     batch = math.min(opt.batch, rows.rows) }
   local updates = math.ceil(rows.rows / opt.batch)
   wanted.reuse_prefix = opt.prefix_cache ~= false and not opt.full and (opt.steps or updates * opt.epochs) > updates
-  wanted.all_tokens = rows.tokens
+  wanted.all_tokens, wanted.supervised = rows.tokens, data.supervised(set)
   return plan.training(model, setmetatable(wanted, { __index = opt }))
 end
 

@@ -43,8 +43,9 @@ local function run(spec)
   local set, wrong = layers.parse(spec.layers, model, spec)
   if set == false then error(wrong, 0) end
   local result = measure.training(model, { batch = spec.batch, seq_len = spec.seq_len, micro_batch = spec.micro_batch, rank = spec.rank,
-    recompute = spec.recompute, row_tokens = spec.row_tokens, layers = set, budget = spec.memory, chunk = spec.chunk, slots = spec.slots,
-    rates = spec.rates and fixed_rates(spec.rates), steps = spec.steps, limit = spec.limit, updates = updates_of(model, spec) })
+    recompute = spec.recompute, row_tokens = spec.row_tokens, supervised = spec.supervised, layers = set, budget = spec.memory,
+    chunk = spec.chunk, slots = spec.slots, rates = spec.rates and fixed_rates(spec.rates), steps = spec.steps, limit = spec.limit,
+    updates = updates_of(model, spec) })
   local finite = true
   for _, loss in ipairs(result.losses) do finite = finite and loss == loss and math.abs(loss) < math.huge end
   return { outcome = finite and "ok" or "nan", loss = finite and result.losses[1] or json.null, rates = result.rates,

@@ -47,4 +47,13 @@ describe("onn evaluate", function()
     local part, all = json.decode(evaluate(model, rows, "--json")), json.decode(evaluate(model, rows, "--json", "--loss", "all"))
     assert.is_true(part.tokens < all.tokens)
   end)
+
+  it("is of whole rows, whatever length of training a settings file names", function()
+    local rows, settings = tiny.data(folder .. "/whole.jsonl", 10), model .. "/universal_config.json"
+    local want = json.decode(evaluate(model, rows, "--json"))
+    support.write(settings, json.encode { config = { batch_size = 2, seq_len = 4, micro_batch = 1 } })
+    local got = json.decode(evaluate(model, rows, "--json"))
+    os.remove(settings)
+    assert.same(want, got)
+  end)
 end)

@@ -84,6 +84,27 @@ describe("onn generate", function()
     end
   end)
 
+  it("makes room for a conversation as it grows, in little more memory than its beginning has", function()
+    if not system.exists "/usr/bin/script" then return end
+    local long = tiny.model(folder .. "/long", { num_hidden_layers = 16, hidden_size = 64, intermediate_size = 256, max_position_embeddings = 2048 })
+    local config = json.decode(support.read(long .. "/tokenizer_config.json"))
+    config.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    support.write(long .. "/tokenizer_config.json", json.encode(config))
+    local function answers(memory)
+      local generating = ("%s generate %s --chat --temperature 0 --max-tokens 5 --threads 1 -q --memory %d"):format(support.onn, long,
+        math.floor(memory))
+      local status, shown = support.shell(("printf 'Hi\\n%s\\nHi\\n\\004' | script -qec '%s' /dev/null"):format(("the "):rep(700), generating))
+      assert.equal(0, status, shown)
+      return shown
+    end
+    local _, planned = support.run { "generate", long, "--chat", "--prompt", "Hi", "--max-tokens", "5", "--threads", "1", "--dry-run", "-q" }
+    local least = assert(json.decode(planned))
+    assert.is_nil(least.slots)
+    local want = answers(1e9)
+    assert.equal(4, select(2, want:gsub("> ", "")), want)
+    assert.equal(want, answers(1.04 * least.peak))
+  end)
+
   it("refuses in one line", function()
     local function refused(status, pattern, ...)
       local got, _, err = support.run { "generate", model, ... }

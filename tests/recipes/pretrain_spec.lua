@@ -78,6 +78,14 @@ describe("onn pretrain", function()
     assert.is_false(system.exists(folder .. "/planned.part"))
   end)
 
+  it("plans no spilling, which its session does not do", function()
+    local status, out, err = pretrain("tight", "--batch", "64", "--memory", "500KB", "--dry-run", "--json")
+    assert.equal(0, status, err)
+    local plans = json.decode(out)
+    assert.is_false(plans.fits)
+    assert.equal(0, plans.spill_written)
+  end)
+
   it("refuses in one line and leaves nothing behind", function()
     local function refused(pattern, ...)
       local status, _, err = run { ... }

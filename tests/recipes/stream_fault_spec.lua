@@ -180,13 +180,21 @@ describe("the least memory", function()
   end)
 
   it("that a refusal names is enough, and no more is used", function()
-    local status, out, err = train("tight", "--json --memory " .. quote(least))
+    local log = folder .. "/tight.log"
+    local status, out, err = train("tight", ("--json --memory %s --log %s"):format(quote(least), quote(log)))
     assert.equal(0, status, err)
     local result = assert(json.decode(out))
     assert.matches("carries beyond .* are spilled", err)
     assert.equal(want, adapter "tight")
     assert.is_true(result.device_peak <= require("onn.units").parse_bytes(least))
     assert.is_true(result.device_peak <= result.predicted_peak and result.bytes_streamed > 0)
+    assert.is_true(result.disk_bytes_per_s > 0 and result.disk_write_bytes_per_s > 0)
+    for _, key in ipairs { "bytes_streamed", "bytes_spilled", "bytes_fetched" } do
+      local sum = 0
+      for line in io.lines(log) do sum = sum + json.decode(line)[key] end
+      assert.is_true(sum > 0)
+      assert.equal(sum, result[key], key)
+    end
     clean "tight"
     remove "tight"
   end)
@@ -220,9 +228,10 @@ describe("the least memory", function()
   it("goes on aloud where a file of the prefix cache cannot be written", function()
     local heard = 0
     for n = 2, 4 do
-      local status, _, err = train("known", "--epochs 4 --memory " .. quote(least), with_fault(("write:%d:EBADMSG"):format(n)))
+      local status, out, err = train("known", "--epochs 4 --memory " .. quote(least), with_fault(("write:%d:EBADMSG"):format(n)))
       assert.equal(0, status, err)
       assert.equal(want, adapter "known")
+      assert.matches("limit +%d+ %% of it, bound by %a+: .* at .*, .* read at .*, .* written at .* took ", out)
       if err:find "prefix .*Bad message; what is not stored is computed again" then heard = heard + 1 end
       clean "known"
       remove "known"

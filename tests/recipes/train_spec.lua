@@ -158,6 +158,30 @@ describe("onn train", function()
     assert.is_true(tonumber(after) < tonumber(before))
   end)
 
+  it("counts the head's operations for the tokens that are trained on", function()
+    local data, m = require "onn.data", require("onn.model").open(model)
+    local head = 4 * m.sizes.vocabulary * m.sizes.width -- a token, there and back
+    local share = data.supervised(assert(data.open(rows, require("onn.tokenizer").open(model), {})))
+    m:close()
+    local function flops(...)
+      local _, out = support.run { "train", model, rows, "--out", folder .. "/planned", "--dry-run", "--json", ... }
+      return json.decode(out).flops_per_token
+    end
+    assert.is_true(share > 0.2 and share < 0.9)
+    assert.is_true(math.abs(flops("--loss", "all") - flops() - (1 - share) * head) < 1)
+  end)
+
+  it("charges no update with what a held-out loss reads", function()
+    local function read(...)
+      local bytes = 0
+      for _, r in ipairs(train("--steps", "3", "--slots", "2", "--no-prefix-cache", ...)) do bytes = bytes + r.bytes_streamed end
+      return bytes
+    end
+    local alone, beside = read(), read("--eval", rows, "--eval-every", "1")
+    -- what lies in the slots after an evaluation is not what an update leaves there: some is read again
+    assert.is_true(beside > 0 and beside < 1.5 * alone, ("%d bytes, %d without evaluations"):format(beside, alone))
+  end)
+
   it("writes a TensorBoard event file and a trace", function()
     local board, trace = folder .. "/board", folder .. "/trace.json"
     train("--steps", "2", "--tensorboard", board, "--profile", trace, "--layers", "last:2")
@@ -268,6 +292,15 @@ describe("onn train", function()
     assert.equal(0, status)
     assert.is_true(json.decode(out).peak > 0)
     assert.is_false(system.exists(folder .. "/planned"))
+  end)
+
+  it("tells updates with a known prefix from the others in its figures", function()
+    local function figures(...) return assert(json.decode((select(4, train("--batch", "8", "--layers", "last:1", "--json", ...))))) end
+    local once, often = figures("--epochs", "1"), figures("--epochs", "4")
+    assert.is_nil(once.known_seconds)
+    assert.is_nil(once.predicted_known_seconds)
+    assert.is_true(often.predicted_known_seconds > 0 and often.predicted_known_seconds < often.predicted_seconds_per_step)
+    assert.is_true(often.known_seconds > 0 and often.known_seconds < often.seconds)
   end)
 
   it("refuses in one line", function()
