@@ -184,8 +184,8 @@ function Carries:clear()
   self.entries, self.here, self.away, self.count, self.bytes = {}, {}, {}, 0, 0
 end
 
--- {count: tensors; memory: bytes of them in memory; written, read: bytes to and from the file so far; file: its length; held: bytes
--- that writes under way hold; waited: seconds for the disk}
+-- {count: tensors; memory: bytes of them in memory; written, read: bytes to and from the file so far; file: the end of its last place in
+-- use; held: bytes that writes under way hold; waited: seconds for the disk}
 function Carries:stats()
   local past = self.past or { written = 0, read = 0, waited = 0 }
   local now = self.spill and self.spill:stats() or { written = 0, read = 0, waited = 0, held = 0, file = 0 }
