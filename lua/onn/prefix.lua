@@ -112,7 +112,7 @@ function prefix.remove(directory)
 end
 
 -- key: text that files of another run must have to be used; quota: bytes of memory; directory: for files (nil: none); disk: most bytes
--- of files (default: half of what is free); note(text): hears of what is lost or left; angles: the model's (onn.nn.rope), where angles
+-- of files (default: half of what is free or theirs); note(text): hears of what is lost or left; angles: the model's (onn.nn.rope), where angles
 -- depend on the batch's longest sequence.
 function prefix.open(options)
   nearest.check(options, known, "prefix.open")
@@ -127,8 +127,8 @@ function prefix.open(options)
       self.note(message .. "; only memory is used")
       self.directory, self.made, self.file_bytes = nil, false, 0
     else
-      self.disk = options.disk or (system.free_disk(self.directory) or 0) / 2
       find(self)
+      self.disk = options.disk or ((system.free_disk(self.directory) or 0) + self.disk_bytes) / 2
     end
   end
   return self

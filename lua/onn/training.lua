@@ -87,7 +87,7 @@ function training.prefix(model, opt, plans)
   if not plans.suffix_flops_per_token then return nil end
   local prefix = require "onn.prefix"
   return prefix.open { key = prefix.key(model, plans.lowest + 2), quota = plans.prefix_ram, directory = scratch(opt), angles = model.angles,
-    disk = (system.free_disk(scratch(opt)) or 0) / 2, note = function(text) cli.note("prefix    %s", text) end }
+    note = function(text) cli.note("prefix    %s", text) end }
 end
 
 -- Makes the directories of a run that is about to begin: results' and, where it has a use, scratch data's. Gives the session its

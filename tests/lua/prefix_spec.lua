@@ -167,6 +167,21 @@ describe("the frozen-prefix cache", function()
     assert.same({ "other.safetensors" }, system.list(directory))
   end)
 
+  it("lets an earlier run's files lie in its half of the disk", function()
+    local p = open { quota = 0, directory = directory }
+    for n = 1, 10 do put(p, some(n, n)) end
+    local there = p:stats().disk
+    p:close()
+    local real = system.free_disk
+    system.free_disk = function() return there + 8000 end
+    p = open { quota = 0, directory = directory }
+    system.free_disk = real
+    for n = 11, 20 do put(p, some(n, n)) end
+    assert.is_true(p:stats().disk > there and p:stats().disk <= there + 4000, p:stats().disk - there)
+    assert.equal(1, #heard)
+    p:close(true)
+  end)
+
   it("writes what waits when it is closed", function()
     local p = open { quota = 8000, directory = directory }
     for n = 1, 3 do put(p, some(n, n)) end
