@@ -203,6 +203,40 @@ describe("training through a ring is training in memory:", function()
     assert.not_equal((train("llama", { slots = 2 })), (train("untied", { slots = 2 })))
   end)
 
+  -- A session that trains the last layer with a frozen-prefix cache, and the micro-batches of its first updates.
+  local function with_prefix(quota, updates)
+    local model, heard = load("llama", { slots = 2 }), {}
+    local known = prefix.open { key = prefix.key(model, 5), quota = quota, note = function(text) heard[#heard + 1] = text end }
+    local session = assert(Session.new(model, { rank = 4, lr = 0.01, total_steps = 9, seed = 3, layers = { [3] = true }, prefix = known }))
+    local set, list = assert(data.open(tiny.rows(18), assert(Tokenizer.open(model_of "llama")), { seq_len = 24 })), {}
+    for update in data.batches(set, { batch = 6, micro_batch = 2, seq_len = 24, seed = 3, epoch = 0 }) do
+      if #list < updates then list[#list + 1] = update else for _, b in ipairs(update) do batch.free(b) end end
+    end
+    local function close()
+      for _, update in ipairs(list) do for _, b in ipairs(update) do batch.free(b) end end
+      session:close()
+      known:close()
+      model:close()
+    end
+    return session, list, known, close, heard
+  end
+
+  it("an error while a known prefix is taken up leaves nothing behind", function()
+    local session, updates, known, close = with_prefix(math.huge, 1)
+    session:update(updates[1], 0)
+    local asked = 0
+    function known.get(...)
+      asked = asked + 1
+      if asked == 2 then error("no memory", 0) end
+      return getmetatable(known).get(...)
+    end
+    assert.same({ false, "no memory" }, { pcall(session.update, session, updates[1], 0) })
+    assert.equal(0, session.carries:stats().count)
+    known.get = nil
+    assert.is_true(session:update(updates[1], 0).prefix_tokens > 0)
+    close()
+  end)
+
   it("a prefix on disk serves the next run, and less is read for it", function()
     local base = { layers = { [3] = true }, recompute = true }
     local losses = train("llama", base)
