@@ -157,6 +157,14 @@ local function fetch(self, name, e, rows)
   return true
 end
 
+-- Are all sequences of a micro-batch known? Of names alone: a file that turns out to be damaged is get()'s to find.
+function Prefix:knows(batch)
+  for _, name in ipairs(names_of(self, batch)) do
+    if not self.sequences[name] then return false end
+  end
+  return true
+end
+
 -- f32 (tokens, width) of a whole micro-batch {ids i32 (tokens), starts i32 (sequences + 1), longest}, the caller's to free; nil unless
 -- all its sequences are known.
 function Prefix:get(batch)

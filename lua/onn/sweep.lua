@@ -243,8 +243,7 @@ end
 function sweep.fill(model, micros, opt)
   local unknown, tokens = {}, 0
   for _, batch in ipairs(micros) do
-    local known = opt.prefix:get(batch)
-    if known then known:free() else unknown[#unknown + 1], tokens = batch, tokens + batch.tokens end
+    if not opt.prefix:knows(batch) then unknown[#unknown + 1], tokens = batch, tokens + batch.tokens end
   end
   if #unknown == 0 then return 0 end
   local run = new_run(model, unknown, { carries = opt.carries })

@@ -237,6 +237,25 @@ describe("training through a ring is training in memory:", function()
     close()
   end)
 
+  it("filling ahead asks by names, so that a known prefix is fetched once", function()
+    local session, updates, known, close = with_prefix(math.huge, 2)
+    local function iterate()
+      local i = 0
+      return session:ahead(function() i = i + 1 return updates[i] end, 1e6)
+    end
+    local filled, hits = {}, {}
+    for epoch = 1, 2 do
+      for update in iterate() do filled[#filled + 1] = session:update(update, epoch).filled_tokens end
+      hits[epoch] = known:stats().hits
+    end
+    local tokens = 0
+    for _, update in ipairs(updates) do for _, b in ipairs(update) do tokens = tokens + b.tokens end end
+    assert.same({ tokens, 0, 0, 0 }, filled)
+    assert.same({ 12, 24 }, hits) -- sequences, of two updates
+    assert.equal(0, known:stats().misses)
+    close()
+  end)
+
   it("a prefix on disk serves the next run, and less is read for it", function()
     local base = { layers = { [3] = true }, recompute = true }
     local losses = train("llama", base)
