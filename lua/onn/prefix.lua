@@ -113,7 +113,7 @@ end
 
 -- key: text that files of another run must have to be used; quota: bytes of memory; directory: for files (nil: none); disk: most bytes
 -- of files (default: half of what is free or theirs); note(text): hears of what is lost or left; angles: the model's (onn.nn.rope), where angles
--- depend on the batch's longest sequence.
+-- depend on the batch's longest sequence. The cache's field `full` is true once nothing more can be stored.
 function prefix.open(options)
   nearest.check(options, known, "prefix.open")
   local self = setmetatable({ key = options.key, quota = options.quota or math.huge, directory = options.directory, angles = options.angles,

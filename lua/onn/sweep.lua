@@ -239,8 +239,9 @@ function sweep.gradient(model, micros, opt)
 end
 
 -- Fills the prefix cache for micro-batches whose frozen prefix is not known: one walk through the frozen stages for all of them.
--- opt: {prefix, carries}. Returns the tokens that were computed.
+-- opt: {prefix, carries}. Returns the tokens that were computed; none where the cache is full, since they would be computed again.
 function sweep.fill(model, micros, opt)
+  if opt.prefix.full then return 0 end
   local unknown, tokens = {}, 0
   for _, batch in ipairs(micros) do
     if not opt.prefix:knows(batch) then unknown[#unknown + 1], tokens = batch, tokens + batch.tokens end

@@ -256,6 +256,24 @@ describe("training through a ring is training in memory:", function()
     close()
   end)
 
+  it("a full prefix cache is not filled ahead, and serves what it has", function()
+    local session, updates, known, close, heard = with_prefix(8000, 3)
+    local seen = { filled = {}, known = {} }
+    for epoch = 1, 3 do
+      local i, sums = 0, { filled = 0, known = 0 }
+      for update in session:ahead(function() i = i + 1 return updates[i] end, 1) do
+        local r = session:update(update, epoch)
+        sums.filled, sums.known = sums.filled + r.filled_tokens, sums.known + r.prefix_tokens
+      end
+      for name, sum in pairs(sums) do table.insert(seen[name], sum) end
+    end
+    assert.equal(1, #heard)
+    assert.is_true(seen.filled[1] > 0)
+    assert.same({ 0, 0 }, { seen.filled[2], seen.filled[3] })
+    assert.is_true(known.full and seen.known[2] > 0 and seen.known[2] == seen.known[3])
+    close()
+  end)
+
   it("a prefix on disk serves the next run, and less is read for it", function()
     local base = { layers = { [3] = true }, recompute = true }
     local losses = train("llama", base)
