@@ -83,6 +83,13 @@ describe("carries", function()
     c:clear()
   end)
 
+  it("take a quota that is no multiple of four", function()
+    local c = carries.new { quota = 4 * MB + 2, scratch = folder }
+    assert.is_true(sweep(c, 3, 4) <= 5 * MB + 2 ^ 18 + 2)
+    assert.is_true(c:stats().written > 0)
+    c:clear()
+  end)
+
   it("use the file's places again", function()
     local c = carries.new { quota = 6 * MB, scratch = folder }
     local length
