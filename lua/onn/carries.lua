@@ -25,7 +25,7 @@ function carries.new(options)
   nearest.check(options, known, "carries.new")
   local quota = options.quota or math.huge
   return setmetatable({ quota = quota, scratch = options.scratch, expected = options.expected, spills = quota < math.huge and options.scratch,
-    entries = {}, count = 0, serial = 0, bytes = 0, here = {}, away = {}, under_way = math.min(UNDER_WAY, quota / 4) }, Carries)
+    entries = {}, count = 0, serial = 0, bytes = 0, here = {}, away = {}, under_way = math.min(UNDER_WAY, math.floor(quota / 4)) }, Carries)
 end
 
 -- Lists of entries by due, then by serial: `here` holds what could be thrown out, `away` what lies in the file alone.
