@@ -15,17 +15,22 @@ Carries.__index = Carries
 local AHEAD = 2 -- tensors brought back before they are asked for
 local UNDER_WAY = 64e6 -- bytes at most that writes under way hold, within the quota; or one tensor that is larger
 
-local known = { "quota", "scratch", "expected" }
+local known = { "quota", "pinned", "scratch", "expected" }
 
 local carries = {}
 
--- quota: bytes of memory for what is put here (math.huge: all stays); scratch: a directory, or nil (what exceeds the quota stays in
--- memory); expected: the most bytes that will lie in the scratch file, checked against the free space before it is made.
+-- Bytes of a quota that writes under way may hold; at least one tensor, whatever its size.
+function carries.under_way(quota) return math.min(UNDER_WAY, math.floor(quota / 4)) end
+
+-- quota: bytes of memory for what is put here (math.huge: all stays); pinned: bytes of it that are in use for long (0): writes under way
+-- have their share of the rest; scratch: a directory, or nil (what exceeds the quota stays in memory); expected: the most bytes that will
+-- lie in the scratch file, checked against the free space before it is made.
 function carries.new(options)
   nearest.check(options, known, "carries.new")
   local quota = options.quota or math.huge
   return setmetatable({ quota = quota, scratch = options.scratch, expected = options.expected, spills = quota < math.huge and options.scratch,
-    entries = {}, count = 0, serial = 0, bytes = 0, here = {}, away = {}, under_way = math.min(UNDER_WAY, math.floor(quota / 4)) }, Carries)
+    entries = {}, count = 0, serial = 0, bytes = 0, here = {}, away = {},
+    under_way = carries.under_way(quota - (options.pinned or 0)) }, Carries)
 end
 
 -- Lists of entries by due, then by serial: `here` holds what could be thrown out, `away` what lies in the file alone.

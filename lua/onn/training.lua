@@ -79,7 +79,8 @@ function training.needs_scratch(plans) return plans.carries.quota ~= nil or plan
 -- onn.carries' options of a run.
 function training.carries(opt, plans)
   local spills = plans.carries.quota
-  return { quota = spills or math.huge, expected = plans.carries.expected, scratch = spills and opt.scratch ~= false and scratch(opt) or nil }
+  return { quota = spills or math.huge, pinned = plans.carries.pinned, expected = plans.carries.expected,
+    scratch = spills and opt.scratch ~= false and scratch(opt) or nil }
 end
 
 -- The frozen-prefix cache of a run, or nil where nothing is frozen below what is trained or no sample comes twice.
