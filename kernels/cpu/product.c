@@ -11,6 +11,7 @@ enum {
     DEPTH_AT_ONCE = 256,     /* ... about so deep. Rows and blocks then lie in the second cache, a panel in the first. */
     FEW_BLOCKS = 4,          /* (their packed rows stay in the second cache.) */
     UNIT_DEPTH = 32,         /* A piece is packed unit by unit (a panel wide and so deep, or */
+    BYTES_STREAMED = 1 << 21, /* (Results of so many bytes and more go past the caches.) */
     UNIT_RUNS = 2            /* so many runs of its memory), and asked of memory a panel's blocks earlier. Nothing here changes a bit. */
 };
 
@@ -18,7 +19,8 @@ typedef struct Job {
     const Product *p;
     const LowRank *low;
     int pairs, threads;
-    int turned; /* b's panels are the left ones, and blocks of c come out turned */
+    int turned;  /* b's panels are the left ones, and blocks of c come out turned */
+    int streams; /* c is too large to stay in the second cache */
     int64_t cuts, cut_depth, at_once; /* the depth's cuts; blocks of rows packed at once */
     int64_t a_words, b_words, h_words, right_words, low_words; /* of one panel: a's and b's are one cut deep */
     int64_t panels, left_panels;
@@ -33,7 +35,7 @@ typedef struct Piece {
 
 /* Whole lines of memory in bf16, past the caches: bringing them near first would take as long as their arithmetic. */
 static int block_stream(const float *block, void *c, int64_t step, int64_t rows, int64_t cols) {
-#ifdef __AVX512BF16__
+#ifdef __AMX_BF16__
     if (cols < BLOCK_COLS || (uintptr_t)c % 64 || step % 32)
         return 0;
     for (int64_t i = 0; i < rows; i++) {
@@ -48,8 +50,8 @@ static int block_stream(const float *block, void *c, int64_t step, int64_t rows,
 }
 
 /* Puts a block where it belongs, rounded to c's dtype. */
-static void block_store(const float *block, void *c, Dtype dtype, int64_t step, int64_t rows, int64_t cols, int pairs) {
-    if (pairs && dtype == BF16 && block_stream(block, c, step, rows, cols))
+static void block_store(const float *block, void *c, Dtype dtype, int64_t step, int64_t rows, int64_t cols, int streams) {
+    if (streams && dtype == BF16 && block_stream(block, c, step, rows, cols))
         return;
     for (int64_t i = 0; i < rows; i++) {
         void *row = (char *)c + i * step * (int64_t)dtype_size(dtype);
@@ -273,7 +275,7 @@ static void piece_run(const Job *job, const Piece *piece, float *packed, float *
                     job_block(job, block, 0, &part, 1, rows, cols, NULL);
                     if (job->turned)
                         block_turn(block);
-                    block_store(block, apart, p->apart_dtype, p->apart_step, rows, cols, job->pairs);
+                    block_store(block, apart, p->apart_dtype, p->apart_step, rows, cols, job->streams);
                 } else {
                     parts[1] = parts[0], parts[0] = part;
                     factors = 2;
@@ -298,7 +300,7 @@ static void piece_run(const Job *job, const Piece *piece, float *packed, float *
             if (last) {
                 if (job->turned)
                     block_turn(block);
-                block_store(block, c, p->dtype, p->step, rows, cols, job->pairs);
+                block_store(block, c, p->dtype, p->step, rows, cols, job->streams);
             }
         }
     }
@@ -329,7 +331,9 @@ static void job_share(Job *job, int64_t first) {
 Status KERNEL(product)(const Product *p) {
     const LowRank *low = p->low_rank;
     int pairs = sides_pair(p->a.dtype, p->rounded ? BF16 : p->b.dtype);
-    Job job = {.p = p, .low = low, .pairs = pairs, .turned = PACKS_ROWS && pairs && p->b.inner == 1, .threads = omp_in_parallel() ? 1 : omp_get_max_threads()};
+    Job job = {.p = p, .low = low, .pairs = pairs, .turned = PACKS_ROWS && pairs && p->b.inner == 1,
+               .streams = pairs && p->rows * p->cols * (int64_t)dtype_size(p->dtype) >= BYTES_STREAMED,
+               .threads = omp_in_parallel() ? 1 : omp_get_max_threads()};
     int64_t rank = low ? low->rank : 0, rows_deep = WORDS_PACKED / (panel_steps(p->depth, pairs) + 1);
     if (!p->rows || (p->c && !p->cols))
         return OK;

@@ -19,7 +19,7 @@ function limit.rates(model, scratch)
   local rates, read, written = { flops = profile.peak_flops(p, model.dtype) }, nil, nil
   for _, one in ipairs(p.passes) do if one.dtype == model.dtype then rates.product, rates.pass = one.flops, one.bytes end end
   rates.product, rates.pass = rates.product or rates.flops, rates.pass or rates.flops -- arithmetic that is not fast here
-  rates.copy = profile.memory_rate(p, "copy", 2 ^ 26)
+  rates.copy = profile.memory_rate(p, "copy", 2 ^ 28)
   function rates.disk()
     read = read or profile.disk_read(model)
     return read

@@ -47,30 +47,34 @@ function probes.products()
 end
 
 -- What weights that come from memory cost: {dtype, flops, bytes} for every dtype with fast arithmetic. A product of T rows with such a
--- weight, forward or backward, takes about (its operations) / flops + (the weight's bytes) / bytes seconds; fitted to two sizes of T.
--- most: bytes of memory that this may take.
+-- weight and an adapter, forward or backward, takes about (its operations) / flops + (the weight's bytes) / bytes seconds; fitted to two
+-- sizes of T. As in training, activations come from memory and go there. most: bytes of memory that this may take.
 function probes.passes(most)
   local list, _, native = {}, tensors.backend()
   for _, dtype in ipairs(native and { "f32", "bf16" } or { "f32" }) do
-    local out, into = 4096, 2048 -- sixteen of them are more than caches hold
-    local count = math.max(1, math.min(16, math.floor(most / (out * into * (dtype == "bf16" and 2 or 4)))))
+    local out, into, few, many = 4096, 2048, 128, 512
+    local each = dtype == "bf16" and 2 or 4
+    local count = math.max(1, math.min(16, math.floor(most / ((out * into + 2 * many * (out + into)) * each)))) -- more than caches hold
     list[#list + 1] = scope(function()
       local weights, time = {}, {}
       for i = 1, count do weights[i] = tensors.new(dtype, { out, into }):fill(0.25) end
-      local few, many = 64, 512
+      local a, b = tensors.new(dtype, { 8, into }):fill(0.5), tensors.new(dtype, { out, 8 }):fill(0.5)
       for _, rows in ipairs { few, many } do
-        local x, dy = tensors.new(dtype, { rows, into }):fill(0.5), tensors.new(dtype, { rows, out }):fill(0.5)
+        local x, dy = {}, {}
+        for i = 1, count do x[i], dy[i] = tensors.new(dtype, { rows, into }):fill(0.5), tensors.new(dtype, { rows, out }):fill(0.5) end
         time[rows] = fastest(function()
-          for _, w in ipairs(weights) do
-            core.linear(x, w):free()
-            core.linear_backward(dy, w):free()
+          local made = {}
+          for i, w in ipairs(weights) do
+            for _, t in ipairs { core.linear(x[i], w, nil, a, b, 1) } do made[#made + 1] = t end
+            for _, t in ipairs { core.linear_backward(dy[i], w, a, b, 1) } do made[#made + 1] = t end
           end
+          for _, t in ipairs(made) do t:free() end
         end, 0.1)
       end
-      local passes, each = 2 * count, 2 * out * into
+      local passes, operations = 2 * count, 2 * (out * into + 8 * (out + into))
       local per_row = (time[many] - time[few]) / (many - few) / passes
       local pass = math.max(time[few] / passes - per_row * few, 1e-9)
-      return { dtype = dtype, flops = each / per_row, bytes = weights[1]:bytes() / pass }
+      return { dtype = dtype, flops = operations / per_row, bytes = weights[1]:bytes() / pass }
     end)
   end
   return list
