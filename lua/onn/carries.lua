@@ -189,6 +189,18 @@ function Carries:clear()
   self.entries, self.here, self.away, self.count, self.bytes = {}, {}, {}, 0, 0
 end
 
+-- f() with another quota, none of it pinned; nothing is here before, nor afterwards. Returns what f does.
+function Carries:with_quota(quota, f)
+  if not self.spills then return f() end
+  local quota_was, under_way_was = self.quota, self.under_way
+  self.quota, self.under_way = quota, carries.under_way(quota)
+  local ok, result = pcall(f)
+  self:clear() -- a scratch file keeps to what may be under way when it is opened
+  self.quota, self.under_way = quota_was, under_way_was
+  if not ok then error(result, 0) end
+  return result
+end
+
 -- {count: tensors; memory: bytes of them in memory; written, read: bytes to and from the file so far; file: the end of its last place in
 -- use; held: bytes that writes under way hold; waited: seconds for the disk}
 function Carries:stats()

@@ -121,11 +121,11 @@ local function choose_layers(self, opt)
 end
 
 -- All updates of a run. Returns {steps, loss_first, loss_last, losses}.
-local function run(opt, session, set, order, ahead)
+local function run(opt, session, set, order, plans)
   session:watch()
   local losses = {}
   while session.step < opt.total_steps do
-    for update in session:ahead(data.batches(set, order), ahead) do
+    for update in session:ahead(data.batches(set, order), plans.ahead_tokens, plans.ahead_ram) do
       local result = session:update(update, order.epoch)
       for _, b in ipairs(update) do batch.free(b) end
       losses[#losses + 1] = result.loss
@@ -179,7 +179,7 @@ function Engine:train(rows, options)
   self.adapter, self.trained = session.adapter, true
   local ok, result = pcall(function()
     training.begin(self.model, opt, plans, session)
-    return run(opt, session, set, order, plans.ahead_tokens)
+    return run(opt, session, set, order, plans)
   end)
   training.leave(session, true)
   if temporary then system.remove_tree(temporary) end

@@ -244,6 +244,7 @@ local function candidate(model, opt, f, m, how)
     p.peak = p.peak + held
     local ahead = p.tape + p.working + spare - held - m.rebuilt
     p.ahead_tokens = math.max(step, math.floor(ahead / (2 * m.carry / (how.micro * opt.seq_len) + 64)))
+    p.ahead_ram = p.carries_ram and math.max(carries, math.floor(ahead - 64 * p.ahead_tokens)) or nil
     if how.slots then
       local frozen = f.frozen_bytes / math.max(1, math.floor(p.ahead_tokens / step))
       p.bytes_per_step = p.suffix_bytes_per_step + frozen
@@ -343,7 +344,7 @@ end
 -- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots (nil: weights rest in memory), chunk or tile
 -- (bytes, where not even two blocks fit and matrices are cut into row tiles);
 -- bytes_per_step, flops_per_token, seconds_per_step and the same with suffix_ in front for later epochs; ring, sweep (what Model:load
--- and Session take), prefix_ram (what the budget leaves for the frozen prefix's cache), fits, minimum (the least peak of all ways that
+-- and Session take), prefix_ram (what the budget leaves for the frozen prefix's cache), ahead_tokens, ahead_ram (what Session:ahead takes), fits, minimum (the least peak of all ways that
 -- were looked at: all, where none fits), trained_layers, lowest, parameters}.
 function plan.training(model, opt)
   local f, best, least = facts_of(model, opt), nil, math.huge

@@ -204,10 +204,11 @@ describe("training through a ring is training in memory:", function()
   end)
 
   -- A session that trains the last layer with a frozen-prefix cache, and the micro-batches of its first updates.
-  local function with_prefix(quota, updates)
+  local function with_prefix(quota, updates, carries)
     local model, heard = load("llama", { slots = 2 }), {}
     local known = prefix.open { key = prefix.key(model, 5), quota = quota, note = function(text) heard[#heard + 1] = text end }
-    local session = assert(Session.new(model, { rank = 4, lr = 0.01, total_steps = 9, seed = 3, layers = { [3] = true }, prefix = known }))
+    local session = assert(Session.new(model, { rank = 4, lr = 0.01, total_steps = 9, seed = 3, layers = { [3] = true }, prefix = known,
+      carries = carries }))
     local set, list = assert(data.open(tiny.rows(18), assert(Tokenizer.open(model_of "llama")), { seq_len = 24 })), {}
     for update in data.batches(set, { batch = 6, micro_batch = 2, seq_len = 24, seed = 3, epoch = 0 }) do
       if #list < updates then list[#list + 1] = update else for _, b in ipairs(update) do batch.free(b) end end
@@ -254,6 +255,18 @@ describe("training through a ring is training in memory:", function()
     assert.same({ 12, 24 }, hits) -- sequences, of two updates
     assert.equal(0, known:stats().misses)
     close()
+  end)
+
+  it("filling ahead has its own share of memory: what fits in it is not spilled", function()
+    for _, ram in ipairs { 1e6, false } do
+      local session, updates, _, close = with_prefix(math.huge, 3, { quota = 4000, scratch = folder })
+      local i = 0
+      local iterate = session:ahead(function() i = i + 1 return updates[i] end, 1e6, ram or nil)
+      local update = iterate()
+      assert.equal(ram == 1e6, session.carries:stats().written == 0)
+      assert.is_true(session:update(update, 0).filled_tokens > 0)
+      close()
+    end
   end)
 
   it("a full prefix cache is not filled ahead, and serves what it has", function()
