@@ -175,13 +175,15 @@ function Engine:train(rows, options)
     opt.scratch = found.scratch or temporary
   end
   opt.carries = training.carries(opt, plans)
-  local session = assert(Session.new(self.model, opt))
-  self.adapter, self.trained = session.adapter, true
+  local session
   local ok, result = pcall(function()
+    session, wrong = Session.new(self.model, opt)
+    if not session then error("train: " .. wrong, 0) end
+    self.adapter, self.trained = session.adapter, true
     training.begin(self.model, opt, plans, session)
     return run(opt, session, set, order, plans)
   end)
-  training.leave(session, true)
+  if session then training.leave(session, true) end
   if temporary then system.remove_tree(temporary) end
   if not ok then error(tostring(result), 2) end
   session:close(true)
