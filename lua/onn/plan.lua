@@ -344,7 +344,8 @@ end
 -- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots (nil: weights rest in memory), chunk or tile
 -- (bytes, where not even two blocks fit and matrices are cut into row tiles);
 -- bytes_per_step, flops_per_token, seconds_per_step and the same with suffix_ in front for later epochs; ring, sweep (what Model:load
--- and Session take), prefix_ram (what the budget leaves for the frozen prefix's cache), ahead_tokens, ahead_ram (what Session:ahead takes), fits, minimum (the least peak of all ways that
+-- and Session take), prefix_ram (what the budget leaves for the frozen prefix's cache), ahead_tokens and ahead_ram (what
+-- Session:ahead takes), fits, minimum (the least peak of all ways that
 -- were looked at: all, where none fits), trained_layers, lowest, parameters}.
 function plan.training(model, opt)
   local f, best, least = facts_of(model, opt), nil, math.huge
