@@ -12,7 +12,7 @@ local units = require "onn.units"
 local Carries = {}
 Carries.__index = Carries
 
-local AHEAD = 2 -- tensors brought back before they are asked for
+local AHEAD = 2 -- tensors that are brought back and not yet asked for; more would throw out what was just put
 local UNDER_WAY = 64e6 -- bytes at most that writes under way hold, within the quota; or one tensor that is larger
 
 local known = { "quota", "pinned", "scratch", "expected" }
@@ -29,7 +29,7 @@ function carries.new(options)
   nearest.check(options, known, "carries.new")
   local quota = options.quota or math.huge
   return setmetatable({ quota = quota, scratch = options.scratch, expected = options.expected, spills = quota < math.huge and options.scratch,
-    entries = {}, count = 0, serial = 0, bytes = 0, here = {}, away = {},
+    entries = {}, count = 0, coming = 0, serial = 0, bytes = 0, here = {}, away = {},
     under_way = carries.under_way(quota - (options.pinned or 0)) }, Carries)
 end
 
@@ -75,6 +75,7 @@ local function throw_out(self, e)
   elseif e.coming then
     e.tensor, message, code = self.spill:read(e.ticket)
     if not e.tensor then return nil, message, code end
+    self.coming = self.coming - 1
   end
   remove(self.here, e)
   e.tensor:free()
@@ -101,14 +102,14 @@ end
 
 -- Begins to read what is needed next, where room can be made by what is needed later.
 local function look_ahead(self)
-  for _ = 1, AHEAD do
+  while self.coming < AHEAD do
     local e = self.away[1]
     if not e then break end
     local room, message, code = make_room(self, e.bytes, e.due)
     if room == nil then return nil, message, code end
     if not room or not self.spill:prefetch(e.ticket) then break end
     remove(self.away, e)
-    e.coming, e.away, self.bytes = true, nil, self.bytes + e.bytes
+    e.coming, e.away, self.bytes, self.coming = true, nil, self.bytes + e.bytes, self.coming + 1
     insert(self.here, e)
   end
   return true
@@ -148,6 +149,7 @@ function Carries:get(key)
     else
       remove(self.here, e)
     end
+    if e.coming then self.coming = self.coming - 1 end
     e.away, e.coming = nil, nil
   end
   e.users = e.users + 1
@@ -186,7 +188,7 @@ function Carries:clear()
     self.spill:close()
     self.spill = nil
   end
-  self.entries, self.here, self.away, self.count, self.bytes = {}, {}, {}, 0, 0
+  self.entries, self.here, self.away, self.count, self.coming, self.bytes = {}, {}, {}, 0, 0, 0
 end
 
 -- f() with another quota, none of it pinned; nothing is here before, nor afterwards. Returns what f does.
