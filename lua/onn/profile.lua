@@ -8,7 +8,7 @@ local tensors = require "onn.core.tensor"
 
 local profile = {}
 
-local version = 4 -- of the kept file's form
+local version = 5 -- of the kept file's form
 
 -- Where onn keeps what it can make again.
 function profile.cache_directory()
