@@ -59,10 +59,12 @@ static Status set_schedule(Ring *r, const size_t *schedule, size_t length) {
     return OK;
 }
 
+int ring_scheduled(const Ring *r, size_t unit) { return r->first_use[unit] < r->first_use[unit + 1]; }
+
 /* Uses of the schedule before the next one of `unit`; RING_NONE if it is not scheduled. */
 static size_t distance(const Ring *r, size_t unit) {
     size_t low = r->first_use[unit], end = r->first_use[unit + 1], high = end;
-    if (low == end)
+    if (!ring_scheduled(r, unit))
         return RING_NONE;
     size_t first = r->uses[low];
     while (low < high) {

@@ -29,6 +29,9 @@ void ring_free(Ring *r);
  * stayed. */
 Status ring_schedule(Ring *r, const size_t *uses, size_t length);
 
+/* ring_scheduled() : whether the schedule has a use of `unit`. */
+int ring_scheduled(const Ring *r, size_t unit);
+
 /* ring_next() : the load that the schedule asks for: the first unit within `ahead` uses that is in no slot, into a free slot or in the
  * place of the unit not held whose next use is farthest, if that is later than the loaded unit's own.
  * @return : 0 if there is none. */

@@ -31,7 +31,7 @@ struct Ticket {
     Work writing, reading;
     int forgotten;
     Status status; /* of the reading; message in text */
-    char text[256];
+    char text[1024]; /* as much as status_message() has */
 };
 
 typedef struct Queue {
@@ -53,7 +53,7 @@ struct Spill {
     size_t bounce_bytes;
     SpillStats stats;
     Status status; /* of a write that failed, until it is told; message in text */
-    char text[256];
+    char text[1024]; /* as much as status_message() has */
 };
 
 /* --- the file ----------------------------------------------------------------------------------------------------- */

@@ -12,7 +12,7 @@ typedef struct Ticket Ticket; /* one tensor in the file */
 typedef struct SpillStats {
     uint64_t written, read; /* bytes, as tensors count them */
     uint64_t held;          /* bytes of memory that writes under way hold */
-    uint64_t file;          /* length of the file */
+    uint64_t file;          /* end of the last place in use; the file itself is never cut, and may be longer */
     double waited;          /* seconds that calls have waited for the disk */
     int direct;             /* whether the page cache is bypassed */
 } SpillStats;

@@ -33,7 +33,7 @@ struct Stream {
     pthread_cond_t work, loaded; /* for the reader; for the consumer */
     Ring ring;
     size_t wanted;   /* the unit that the consumer waits for, or RING_NONE */
-    Failure failure; /* of a load, until the unit is asked for */
+    Failure failure; /* of a load, until the unit is asked for or another schedule comes */
     int paused;      /* no reading ahead between a failure's delivery and the next call: nothing has changed that would mend it */
     int stop, recording, loading;
     StreamStats stats;
@@ -82,7 +82,7 @@ static void load(Stream *s, size_t unit, size_t slot) {
         s->stats.loads++;
         s->stats.bytes += u->data;
         record(s, (StreamEvent){unit, began, ended, u->data});
-    } else {
+    } else if (unit == s->wanted || ring_scheduled(&s->ring, unit)) { /* else nobody would ask for it, and it would stay */
         s->failure.unit = unit;
         s->failure.status = status;
         strncpy(s->failure.text, status_message(), sizeof s->failure.text - 1);
@@ -221,6 +221,7 @@ const Tensor *stream_tensor(const Stream *s, size_t unit, size_t i) { return &s-
 Status stream_schedule(Stream *s, const size_t *uses, size_t length) {
     pthread_mutex_lock(&s->lock);
     Status status = ring_schedule(&s->ring, uses, length);
+    s->failure.unit = RING_NONE; /* of a unit that may have no use now, and then nobody would ask for it */
     s->paused = 0;
     pthread_cond_signal(&s->work);
     pthread_mutex_unlock(&s->lock);

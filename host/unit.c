@@ -101,13 +101,15 @@ void unit_free(Unit *u) {
 
 Status unit_reader_open(UnitReader *r, const Store *store, const Unit *units, size_t count, int direct) {
     *r = (UnitReader){.store = store};
+    int shards = 0;
     for (size_t u = 0; u < count; u++)
         for (size_t i = 0; i < units[u].count; i++)
-            if (units[u].pieces[i].entry->shard >= r->shards)
-                r->shards = units[u].pieces[i].entry->shard + 1;
-    if (!(r->direct = malloc(((size_t)r->shards + 1) * sizeof *r->direct)))
+            if (units[u].pieces[i].entry->shard >= shards)
+                shards = units[u].pieces[i].entry->shard + 1;
+    if (!(r->direct = malloc(((size_t)shards + 1) * sizeof *r->direct)))
         return fail(ERR_MEMORY, "out of memory");
-    for (int i = 0; i < r->shards; i++)
+    r->shards = shards;
+    for (int i = 0; i < shards; i++)
         r->direct[i] = -1;
     atomic_store(&r->buffered, !direct);
     for (size_t u = 0; u < count && direct; u++)

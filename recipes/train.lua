@@ -98,7 +98,7 @@ signals.handle(true)
 local function train()
   while session.step < total do
     local began = system.now()
-    for update, cursor in session:ahead(data.batches(set, order), plans.ahead_tokens) do
+    for update, cursor in session:ahead(data.batches(set, order), plans.ahead_tokens, plans.ahead_ram) do
       local result = session:update(update, order.epoch)
       for _, b in ipairs(update) do batch.free(b) end
       order.cursor = cursor

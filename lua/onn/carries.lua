@@ -12,20 +12,25 @@ local units = require "onn.units"
 local Carries = {}
 Carries.__index = Carries
 
-local AHEAD = 2 -- tensors brought back before they are asked for
+local AHEAD = 2 -- tensors that are brought back and not yet asked for; more would throw out what was just put
 local UNDER_WAY = 64e6 -- bytes at most that writes under way hold, within the quota; or one tensor that is larger
 
-local known = { "quota", "scratch", "expected" }
+local known = { "quota", "pinned", "scratch", "expected" }
 
 local carries = {}
 
--- quota: bytes of memory for what is put here (math.huge: all stays); scratch: a directory, or nil (what exceeds the quota stays in
--- memory); expected: the most bytes that will lie in the scratch file, checked against the free space before it is made.
+-- Bytes of a quota that writes under way may hold; at least one tensor, whatever its size.
+function carries.under_way(quota) return math.min(UNDER_WAY, math.floor(quota / 4)) end
+
+-- quota: bytes of memory for what is put here (math.huge: all stays); pinned: bytes of it that are in use for long (0): writes under way
+-- have their share of the rest; scratch: a directory, or nil (what exceeds the quota stays in memory); expected: the most bytes that will
+-- lie in the scratch file, checked against the free space before it is made.
 function carries.new(options)
   nearest.check(options, known, "carries.new")
   local quota = options.quota or math.huge
   return setmetatable({ quota = quota, scratch = options.scratch, expected = options.expected, spills = quota < math.huge and options.scratch,
-    entries = {}, count = 0, serial = 0, bytes = 0, here = {}, away = {}, under_way = math.min(UNDER_WAY, quota / 4) }, Carries)
+    entries = {}, count = 0, coming = 0, serial = 0, bytes = 0, here = {}, away = {},
+    under_way = carries.under_way(quota - (options.pinned or 0)) }, Carries)
 end
 
 -- Lists of entries by due, then by serial: `here` holds what could be thrown out, `away` what lies in the file alone.
@@ -70,6 +75,7 @@ local function throw_out(self, e)
   elseif e.coming then
     e.tensor, message, code = self.spill:read(e.ticket)
     if not e.tensor then return nil, message, code end
+    self.coming = self.coming - 1
   end
   remove(self.here, e)
   e.tensor:free()
@@ -96,14 +102,14 @@ end
 
 -- Begins to read what is needed next, where room can be made by what is needed later.
 local function look_ahead(self)
-  for _ = 1, AHEAD do
+  while self.coming < AHEAD do
     local e = self.away[1]
     if not e then break end
     local room, message, code = make_room(self, e.bytes, e.due)
     if room == nil then return nil, message, code end
     if not room or not self.spill:prefetch(e.ticket) then break end
     remove(self.away, e)
-    e.coming, e.away, self.bytes = true, nil, self.bytes + e.bytes
+    e.coming, e.away, self.bytes, self.coming = true, nil, self.bytes + e.bytes, self.coming + 1
     insert(self.here, e)
   end
   return true
@@ -143,6 +149,7 @@ function Carries:get(key)
     else
       remove(self.here, e)
     end
+    if e.coming then self.coming = self.coming - 1 end
     e.away, e.coming = nil, nil
   end
   e.users = e.users + 1
@@ -181,11 +188,23 @@ function Carries:clear()
     self.spill:close()
     self.spill = nil
   end
-  self.entries, self.here, self.away, self.count, self.bytes = {}, {}, {}, 0, 0
+  self.entries, self.here, self.away, self.count, self.coming, self.bytes = {}, {}, {}, 0, 0, 0
 end
 
--- {count: tensors; memory: bytes of them in memory; written, read: bytes to and from the file so far; file: its length; held: bytes
--- that writes under way hold; waited: seconds for the disk}
+-- f() with another quota, none of it pinned; nothing is here before, nor afterwards. Returns what f does.
+function Carries:with_quota(quota, f)
+  if not self.spills then return f() end
+  local quota_was, under_way_was = self.quota, self.under_way
+  self.quota, self.under_way = quota, carries.under_way(quota)
+  local ok, result = pcall(f)
+  self:clear() -- a scratch file keeps to what may be under way when it is opened
+  self.quota, self.under_way = quota_was, under_way_was
+  if not ok then error(result, 0) end
+  return result
+end
+
+-- {count: tensors; memory: bytes of them in memory; written, read: bytes to and from the file so far; file: the end of its last place in
+-- use; held: bytes that writes under way hold; waited: seconds for the disk}
 function Carries:stats()
   local past = self.past or { written = 0, read = 0, waited = 0 }
   local now = self.spill and self.spill:stats() or { written = 0, read = 0, waited = 0, held = 0, file = 0 }

@@ -110,11 +110,11 @@ local function choose_layers(self, opt)
 end
 
 -- All updates of a run. Returns {steps, loss_first, loss_last, losses}.
-local function run(opt, session, set, order, ahead)
+local function run(opt, session, set, order, plans)
   session:watch()
   local losses = {}
   while session.step < opt.total_steps do
-    for update in session:ahead(data.batches(set, order), ahead) do
+    for update in session:ahead(data.batches(set, order), plans.ahead_tokens, plans.ahead_ram) do
       local result = session:update(update, order.epoch)
       for _, b in ipairs(update) do batch.free(b) end
       losses[#losses + 1] = result.loss
@@ -164,13 +164,15 @@ function Engine:train(rows, options)
     opt.scratch = found.scratch or temporary
   end
   opt.carries = training.carries(opt, plans)
-  local session = assert(Session.new(self.model, opt))
-  self.adapter, self.trained = session.adapter, true
+  local session
   local ok, result = pcall(function()
+    session, wrong = Session.new(self.model, opt)
+    if not session then error("train: " .. wrong, 0) end
+    self.adapter, self.trained = session.adapter, true
     training.begin(self.model, opt, plans, session)
-    return run(opt, session, set, order, plans.ahead_tokens)
+    return run(opt, session, set, order, plans)
   end)
-  training.leave(session, true)
+  if session then training.leave(session, true) end
   if temporary then system.remove_tree(temporary) end
   if not ok then error(tostring(result), 2) end
   session:close(true)

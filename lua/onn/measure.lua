@@ -138,8 +138,8 @@ function measure.training(model, opt)
   assert(model:load_by(plans.ring))
   tensors.reset_peak()
   local temporary = plans.carries.quota and assert(system.make_temp_dir()) or nil
-  local ok, result = pcall(updates, model, opt, plans, { quota = plans.carries.quota or math.huge, expected = plans.carries.expected,
-    scratch = temporary })
+  local ok, result = pcall(updates, model, opt, plans, { quota = plans.carries.quota or math.huge, pinned = plans.carries.pinned,
+    expected = plans.carries.expected, scratch = temporary })
   if temporary then system.remove_tree(temporary) end
   if not ok then error(result, 0) end
   return result

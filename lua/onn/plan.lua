@@ -3,6 +3,7 @@
 -- with the fewest predicted seconds is taken, then the one that moves the fewest bytes to and from disk, then the one with the lowest peak.
 -- Operations per token follow the usual count for LoRA training: 2 per weight forward, 2 for the input's gradient where it is needed,
 -- 6 per adapter weight, causal attention at half its square.
+local Carries = require "onn.carries"
 local data = require "onn.data"
 local lora = require "onn.nn.lora"
 local memory = require "onn.plan.memory"
@@ -138,11 +139,17 @@ local function reader(model, layout)
   end
 end
 
--- Bytes that go to disk and come back when `ram` bytes of the carries may stay in memory; `now` is what one boundary holds.
-local function spilled(all, ram, now)
-  if ram >= all then return 0, 0 end
-  if ram > now then return all - ram, all - ram end
-  return all, 2 * all
+-- Bytes of carries that must be able to stay in memory, so that each goes to the disk and comes back once at most: a boundary's, the
+-- one in use, and those that are brought back ahead.
+local function at_hand(micros, carry) return (micros + 3) * carry end
+
+-- Bytes that go to disk and come back when how.ram bytes of the carries may stay in memory. boundaries: hidden states and gradients of all
+-- micro-batches that pass; again: those of them that are read twice.
+local function spilled(how, micros, carry, boundaries, again)
+  if how.ram >= how.carries then return 0, 0 end
+  local stay = how.ram - math.max(Carries.under_way(how.ram), carry)
+  if stay >= at_hand(micros, carry) then return how.carries - stay, how.carries - stay end
+  return boundaries * micros * carry, (boundaries + again) * micros * carry
 end
 
 -- All that does not depend on the choices: sizes, what is trained, rates.
@@ -212,10 +219,11 @@ local function candidate(model, opt, f, m, how)
   local p = { weights = weights, state = f.state, tape = tape + carries, working = work + micros * m.batch + m.common,
     chunk = how.slots and f.chunk, tile = how.slots and f.tile, layout = f.layout, micro_batch = how.micro, micros = micros,
     recompute = rebuilt > 0, kept = how.kept, rebuilt = rebuilt, slots = how.slots, carries_ram = how.ram < how.carries and how.ram or nil,
-    together = how.together }
+    pinned = pinned, together = how.together }
   p.peak = weights + math.max(f.state + p.tape + p.working, how.slots and 0 or f.loading)
   local heads = math.ceil(micros / how.together)
-  p.spill_written, p.spill_read = spilled(how.carries, how.ram, micros * m.carry)
+  p.spill_written, p.spill_read = spilled(how, micros, m.carry, model.sizes.layers + 1 - how.kept + f.above, rebuilt)
+  p.spill_space = math.min(p.spill_written, how.carries)
   local function cost(from)
     local flops = operations(model, opt, f, rebuilt, from)
     local bytes = how.slots and f.reads({ from = from > 0 and from + 2 or 1, micros = micros, heads = heads, lowest = f.stage,
@@ -236,6 +244,7 @@ local function candidate(model, opt, f, m, how)
     p.peak = p.peak + held
     local ahead = p.tape + p.working + spare - held - m.rebuilt
     p.ahead_tokens = math.max(step, math.floor(ahead / (2 * m.carry / (how.micro * opt.seq_len) + 64)))
+    p.ahead_ram = p.carries_ram and math.max(carries, math.floor(ahead - 64 * p.ahead_tokens)) or nil
     if how.slots then
       local frozen = f.frozen_bytes / math.max(1, math.floor(p.ahead_tokens / step))
       p.bytes_per_step = p.suffix_bytes_per_step + frozen
@@ -274,7 +283,9 @@ local function variants(model, opt, f, streamed, try)
         local carries = micros * m.carry * (f.above - kept + 2)
         local least = (together + 3) * m.carry
         local rams = { math.huge }
-        if opt.scratch ~= false and carries > least then rams = { math.huge, (micros + 4) * m.carry, least } end
+        if opt.scratch ~= false and carries > least then -- a quarter is for writes under way
+          rams = { math.huge, math.ceil(at_hand(micros, m.carry) * 4 / 3) + m.carry, least }
+        end
         for _, ram in ipairs(rams) do
           local how = { micro = micro, kept = kept, together = together, ram = math.max(ram, least), carries = carries }
           if streamed then
@@ -333,7 +344,8 @@ end
 -- Returns {weights, state, tape, working, peak (bytes); micro_batch, recompute, kept, slots (nil: weights rest in memory), chunk or tile
 -- (bytes, where not even two blocks fit and matrices are cut into row tiles);
 -- bytes_per_step, flops_per_token, seconds_per_step and the same with suffix_ in front for later epochs; ring, sweep (what Model:load
--- and Session take), prefix_ram (what the budget leaves for the frozen prefix's cache), fits, minimum (the least peak of all ways that
+-- and Session take), prefix_ram (what the budget leaves for the frozen prefix's cache), ahead_tokens and ahead_ram (what
+-- Session:ahead takes), fits, minimum (the least peak of all ways that
 -- were looked at: all, where none fits), trained_layers, lowest, parameters}.
 function plan.training(model, opt)
   local f, best, least = facts_of(model, opt), nil, math.huge
@@ -354,7 +366,7 @@ function plan.training(model, opt)
   best.ring = best.slots and { slots = best.slots, chunk = best.chunk, tile = best.tile, prefetch = opt.prefetch, direct = true } or nil
   local keep_from = #model.stages - best.kept
   best.sweep = { keep_from = keep_from, head_together = best.together }
-  best.carries = { quota = best.carries_ram, expected = best.spill_written }
+  best.carries = { quota = best.carries_ram and best.carries_ram + best.pinned, pinned = best.pinned, expected = best.spill_space }
   best.adapter_parameters, best.trained_layers, best.lowest = f.adapter, f.count, f.lowest
   best.parameters, best.full = opt.full and model:parameters() or f.adapter, opt.full
   best.fits, best.minimum, best.tokens_per_step = best.peak <= f.budget, least, opt.batch * (opt.row_tokens or opt.seq_len)

@@ -112,8 +112,8 @@ function prefix.remove(directory)
 end
 
 -- key: text that files of another run must have to be used; quota: bytes of memory; directory: for files (nil: none); disk: most bytes
--- of files (default: half of what is free); note(text): hears of what is lost or left; angles: the model's (onn.nn.rope), where angles
--- depend on the batch's longest sequence.
+-- of files (default: half of what is free or theirs); note(text): hears of what is lost or left; angles: the model's (onn.nn.rope), where angles
+-- depend on the batch's longest sequence. The cache's field `full` is true once nothing more can be stored.
 function prefix.open(options)
   nearest.check(options, known, "prefix.open")
   local self = setmetatable({ key = options.key, quota = options.quota or math.huge, directory = options.directory, angles = options.angles,
@@ -127,8 +127,8 @@ function prefix.open(options)
       self.note(message .. "; only memory is used")
       self.directory, self.made, self.file_bytes = nil, false, 0
     else
-      self.disk = options.disk or (system.free_disk(self.directory) or 0) / 2
       find(self)
+      self.disk = options.disk or ((system.free_disk(self.directory) or 0) + self.disk_bytes) / 2
     end
   end
   return self
@@ -154,6 +154,14 @@ local function fetch(self, name, e, rows)
   end
   rows:copy(t)
   t:free()
+  return true
+end
+
+-- Are all sequences of a micro-batch known? Of names alone: a file that turns out to be damaged is get()'s to find.
+function Prefix:knows(batch)
+  for _, name in ipairs(names_of(self, batch)) do
+    if not self.sequences[name] then return false end
+  end
   return true
 end
 

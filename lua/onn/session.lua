@@ -109,8 +109,8 @@ function Session:update(micros, epoch)
 end
 
 -- The same updates as iterate() gives (update, cursor), read ahead so that the frozen stages are walked through once for as many of
--- them as `tokens` allows, at least for one. Without a prefix cache: as they are.
-function Session:ahead(iterate, tokens)
+-- them as `tokens` allows, at least for one. ram: the carries' quota meanwhile (nil: as ever). Without a prefix cache: as they are.
+function Session:ahead(iterate, tokens, ram)
   if not self.prefix then return iterate end
   local queue = {}
   return function()
@@ -123,7 +123,9 @@ function Session:ahead(iterate, tokens)
           for _, b in ipairs(update) do micros[#micros + 1], n = b, n + b.tokens end
         end
       until not update or n + n / #queue > tokens
-      self.filled = self.filled + sweep.fill(self.model, micros, { prefix = self.prefix, carries = self.carries })
+      self.filled = self.filled + self.carries:with_quota(ram or self.carries.quota, function()
+        return sweep.fill(self.model, micros, { prefix = self.prefix, carries = self.carries })
+      end)
     end
     local first = table.remove(queue, 1)
     if first then return first[1], first[2] end

@@ -26,21 +26,14 @@ Run.__index = Run
 
 local function new_run(model, micros, opt)
   local last, lowest = #model.stages, sweep.lowest(model)
-  local self = setmetatable({ model = model, last = last, lowest = lowest, items = {}, count = #micros, first = last, prefix = opt.prefix,
+  local self = setmetatable({ model = model, last = last, lowest = lowest, items = {}, count = #micros, first = 1, prefix = opt.prefix,
     carries = opt.carries or Carries.new { quota = math.huge }, together = opt.head_together or #micros,
     back = opt.training and lowest <= last }, Run)
   self.keep_from = opt.keep_from or (opt.recompute and last or lowest)
   for m, batch in ipairs(micros) do
     local ctx = { dtype = model.dtype, training = opt.training, seed = opt.seed, epoch = opt.epoch, labels = batch.labels,
       rows = batch.rows, loss_scale = opt.scale }
-    local item = { batch = batch, ctx = ctx, base = model:carry(batch), number = m, tapes = {}, ins = {}, outs = {}, first = 1 }
-    local known = self.prefix and lowest > 2 and self.prefix:get(batch)
-    if known then
-      item.first = lowest
-      self:put("h", lowest, item, known, lowest)
-    end
-    self.first = math.min(self.first, item.first)
-    self.items[m] = item
+    self.items[m] = { batch = batch, ctx = ctx, base = model:carry(batch), number = m, tapes = {}, ins = {}, outs = {}, first = 1 }
   end
   return self
 end
@@ -53,6 +46,20 @@ function Run:get(kind, i, item) return self.carries:get(key(kind, i, item)) end
 
 -- Lets a carry go until `time`, or for good.
 function Run:release(kind, i, item, time) self.carries:release(key(kind, i, item), time and due(self, time, item) or nil) end
+
+-- Takes up what of the frozen prefix is known, and begins above it.
+function Run:recall()
+  local lowest = self.lowest
+  self.first = self.last
+  for _, item in ipairs(self.items) do
+    local known = self.prefix and lowest > 2 and self.prefix:get(item.batch)
+    if known then
+      item.first = lowest
+      self:put("h", lowest, item, known, lowest)
+    end
+    self.first = math.min(self.first, item.first)
+  end
+end
 
 -- The stages in the order in which this run visits them, for the weights to be read ahead.
 function Run:announce()
@@ -219,6 +226,7 @@ function sweep.gradient(model, micros, opt)
   opt.training = true
   local run = new_run(model, micros, opt)
   local total = finish(run, pcall(function()
+    run:recall()
     run:announce()
     run:forward()
     local sum = run:heads(opt.total or 0)
@@ -231,12 +239,12 @@ function sweep.gradient(model, micros, opt)
 end
 
 -- Fills the prefix cache for micro-batches whose frozen prefix is not known: one walk through the frozen stages for all of them.
--- opt: {prefix, carries}. Returns the tokens that were computed.
+-- opt: {prefix, carries}. Returns the tokens that were computed; none where the cache is full, since they would be computed again.
 function sweep.fill(model, micros, opt)
+  if opt.prefix.full then return 0 end
   local unknown, tokens = {}, 0
   for _, batch in ipairs(micros) do
-    local known = opt.prefix:get(batch)
-    if known then known:free() else unknown[#unknown + 1], tokens = batch, tokens + batch.tokens end
+    if not opt.prefix:knows(batch) then unknown[#unknown + 1], tokens = batch, tokens + batch.tokens end
   end
   if #unknown == 0 then return 0 end
   local run = new_run(model, unknown, { carries = opt.carries })
@@ -260,6 +268,7 @@ end
 function sweep.loss(model, micros, opt)
   local run = new_run(model, micros, { scale = 1, carries = opt.carries, prefix = opt.prefix, head_together = opt.head_together })
   return finish(run, pcall(function()
+    run:recall()
     run:announce()
     run:forward()
     return run:heads(opt.total or 0)

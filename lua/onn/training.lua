@@ -79,7 +79,8 @@ function training.needs_scratch(plans) return plans.carries.quota ~= nil or plan
 -- onn.carries' options of a run.
 function training.carries(opt, plans)
   local spills = plans.carries.quota
-  return { quota = spills or math.huge, expected = plans.carries.expected, scratch = spills and opt.scratch ~= false and scratch(opt) or nil }
+  return { quota = spills or math.huge, pinned = plans.carries.pinned, expected = plans.carries.expected,
+    scratch = spills and opt.scratch ~= false and scratch(opt) or nil }
 end
 
 -- The frozen-prefix cache of a run, or nil where nothing is frozen below what is trained or no sample comes twice.
@@ -87,7 +88,7 @@ function training.prefix(model, opt, plans)
   if not plans.suffix_flops_per_token then return nil end
   local prefix = require "onn.prefix"
   return prefix.open { key = prefix.key(model, plans.lowest + 2), quota = plans.prefix_ram, directory = scratch(opt), angles = model.angles,
-    disk = (system.free_disk(scratch(opt)) or 0) / 2, note = function(text) cli.note("prefix    %s", text) end }
+    note = function(text) cli.note("prefix    %s", text) end }
 end
 
 -- Makes the directories of a run that is about to begin: results' and, where it has a use, scratch data's. Gives the session its

@@ -2,6 +2,7 @@
 local core = require "onn.core.tensor"
 local spills = require "onn.core.spill"
 local support = require "tests.support"
+local system = require "onn.core.system"
 
 local quote, shell = support.quote, support.shell
 
@@ -248,9 +249,9 @@ describe("a scratch file on a disk that fails", function()
   end)
   teardown(support.scratch_remove)
 
-  local function child(faults, n)
+  local function child(faults, n, directory)
     local status, out, err = shell(("ASAN_OPTIONS=$ASAN_OPTIONS:verify_asan_link_order=0 ONN_FAULT=%s LD_PRELOAD=%s %s %s %s %d"):format(faults,
-      quote(fault), quote(support.onn), quote(file), quote(folder), n or 8))
+      quote(fault), quote(support.onn), quote(file), quote(directory or folder), n or 8))
     assert.equal(0, status, err .. out)
     assert.matches("whole\n$", out)
     return out:gsub("whole\n$", "")
@@ -272,6 +273,15 @@ describe("a scratch file on a disk that fails", function()
     assert.matches("^wait\tscratch file in .*: writing 1048576 bytes at byte 7340032: Input/output error\tio\n$", out)
     out = child("pread_back:2:EIO", 2)
     assert.matches("^read\tscratch file in .*: reading 1048576 bytes at byte 1048576: Input/output error\tio\n", out)
+  end)
+
+  it("says it whole, however long the directory's name is", function()
+    if not fault then return pending "no C compiler" end
+    local deep = ("%s/%s/%s"):format(folder, ("a"):rep(200), ("b"):rep(200))
+    assert(system.mkdir_p(deep))
+    local said = "\tscratch file in " .. deep:gsub("%p", "%%%0")
+    assert.matches("^wait" .. said .. ": writing 1048576 bytes at byte 0: No space left on device\tio\n$", (child("pwrite:1:ENOSPC", 1, deep)))
+    assert.matches("^read" .. said .. ": reading 1048576 bytes at byte 0: Input/output error\tio\n", (child("pread_back:1:EIO", 1, deep)))
   end)
 
   it("goes on after short and interrupted calls", function()

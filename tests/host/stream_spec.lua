@@ -328,7 +328,8 @@ describe("a stream", function()
     for _, how in ipairs { "truncate -s -100", "touch -d '2001-01-01'" } do
       local path = make_model(folder .. "/breaking")
       local store = assert(stores.open(path))
-      local s = assert(streams.open(store, { units = { { { name = "layer1" } }, { { name = "large" } }, { { name = "layer2" } } }, slots = 2 }))
+      local s = assert(streams.open(store, { units = { { { name = "layer1" } }, { { name = "large" } }, { { name = "layer2" } },
+        { { name = "layer3" } } }, slots = 2 }))
       s:schedule { 1, 2, 3 }
       assert(s:acquire(1))
       settle(s)
@@ -351,6 +352,12 @@ describe("a stream", function()
         s:release(3)
       end
       assert.error_matches(function() s:tensors(2)[1]:data() end, "not in memory")
+      s:schedule { 1, 2 }
+      settle(s) -- 2 has failed, and nobody asks for it
+      local loads = s:stats().loads
+      s:schedule { 4, 1 }
+      settle(s)
+      assert.equal(loads + 1, s:stats().loads)
       assert(s:acquire(1))
       s:close() -- while a unit is acquired
       store:close()

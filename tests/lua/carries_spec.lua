@@ -83,6 +83,31 @@ describe("carries", function()
     c:clear()
   end)
 
+  it("have another quota for a while, also where that ends in an error", function()
+    local c = carries.new { quota = 4 * MB, scratch = folder }
+    local function fill(n) for i = 1, n do c:put("k" .. i, tensor(i), i) end end
+    for _, fails in ipairs { false, true } do
+      local written = c:stats().written
+      assert.same({ not fails, fails and "in the middle" or 12 }, { pcall(c.with_quota, c, 12 * MB, function()
+        fill(12)
+        assert.equal(written, c:stats().written)
+        if fails then error("in the middle", 0) end
+        return c:stats().count
+      end) })
+      assert.equal(0, c:stats().count)
+      fill(8)
+      assert.is_true(c:stats().memory <= 3 * MB and c:stats().written > written)
+      c:clear()
+    end
+  end)
+
+  it("take a quota that is no multiple of four", function()
+    local c = carries.new { quota = 4 * MB + 2, scratch = folder }
+    assert.is_true(sweep(c, 3, 4) <= 5 * MB + 2 ^ 18 + 2)
+    assert.is_true(c:stats().written > 0)
+    c:clear()
+  end)
+
   it("use the file's places again", function()
     local c = carries.new { quota = 6 * MB, scratch = folder }
     local length

@@ -51,6 +51,22 @@ describe("onn.engine", function()
     assert.equal("model.layers.2.self_attn.q_proj", engine.adapter.modules[1].name)
   end)
 
+  it("leaves no scratch directory where training cannot begin", function()
+    local made, real = nil, system.make_temp_dir
+    function system.make_temp_dir()
+      made = real()
+      return made
+    end
+    local rows = { { input = "Hello", output = "World" } }
+    for targets, message in pairs { q_proj = false, nothing = "^train: targets: 'nothing' is no linear layer" } do
+      made = nil
+      local ok, said = pcall(engine.train, engine, rows, { epochs = 2, lr = 0, layers = { 2 }, targets = targets })
+      assert.same({ not message, false }, { ok, system.exists(made) })
+      if message then assert.matches(message, said) end
+    end
+    system.make_temp_dir = real
+  end)
+
   it("saves an adapter that another engine reads", function()
     engine:train({ { input = "Hello", output = "There" } }, { epochs = 40, lr = 1e-2, rank = 4 })
     engine:save_adapter(folder .. "/adapter")

@@ -84,6 +84,7 @@ describe("the frozen-prefix cache", function()
   it("knows a sequence by its ids, in any order and packing", function()
     local p = open { quota = 1e6 }
     local a, b, c = sequence(1, 9), sequence(2, 20), sequence(3, 1)
+    assert.is_false(p:knows(batch { a }))
     assert.is_false(knows(p, batch { a, b }))
     put(p, batch { a, b })
     put(p, batch { c })
@@ -97,6 +98,7 @@ describe("the frozen-prefix cache", function()
     assert.is_false(knows(p, batch { joined }))
     assert.same({ 3, 9, 7 }, { p:stats().sequences, p:stats().hits, p:stats().misses })
     assert.equal(30 * WIDTH * 4, p:stats().ram)
+    assert.same({ true, false, 9 }, { p:knows(batch { b, c, a }), p:knows(batch { b, other }), p:stats().hits })
     p:close()
     assert.same({}, heard)
   end)
@@ -167,6 +169,21 @@ describe("the frozen-prefix cache", function()
     assert.same({ "other.safetensors" }, system.list(directory))
   end)
 
+  it("lets an earlier run's files lie in its half of the disk", function()
+    local p = open { quota = 0, directory = directory }
+    for n = 1, 10 do put(p, some(n, n)) end
+    local there = p:stats().disk
+    p:close()
+    local real = system.free_disk
+    system.free_disk = function() return there + 8000 end
+    p = open { quota = 0, directory = directory }
+    system.free_disk = real
+    for n = 11, 20 do put(p, some(n, n)) end
+    assert.is_true(p:stats().disk > there and p:stats().disk <= there + 4000, p:stats().disk - there)
+    assert.equal(1, #heard)
+    p:close(true)
+  end)
+
   it("writes what waits when it is closed", function()
     local p = open { quota = 8000, directory = directory }
     for n = 1, 3 do put(p, some(n, n)) end
@@ -188,6 +205,7 @@ describe("the frozen-prefix cache", function()
       support.write(path, change(support.read(path)))
       p = open { quota = 0, directory = directory }
       assert.is_false(knows(p, some(1, 4)))
+      assert.is_false(p:knows(some(1, 4)))
       assert.is_false(system.exists(path))
       assert.is_true(knows(p, some(5, 8)), "the other file")
       put(p, some(1, 4))

@@ -179,7 +179,7 @@ describe("the plan", function()
     end
     assert(model:load { ring = p.ring })
     local session = assert(Session.new(model, merged(opt, { sweep = p.sweep, total_steps = 2, carries = { quota = p.carries.quota or math.huge,
-      scratch = p.carries.quota and folder, expected = p.carries.expected } })))
+      pinned = p.carries.pinned, scratch = p.carries.quota and folder, expected = p.carries.expected } })))
     local losses = {}
     for k = 1, 2 do losses[k] = ("%a"):format(session:update(micros, 0).loss) end
     local peak = tensors.memory().peak - before

@@ -203,6 +203,90 @@ describe("training through a ring is training in memory:", function()
     assert.not_equal((train("llama", { slots = 2 })), (train("untied", { slots = 2 })))
   end)
 
+  -- A session that trains the last layer with a frozen-prefix cache, and the micro-batches of its first updates.
+  local function with_prefix(quota, updates, carries)
+    local model, heard = load("llama", { slots = 2 }), {}
+    local known = prefix.open { key = prefix.key(model, 5), quota = quota, note = function(text) heard[#heard + 1] = text end }
+    local session = assert(Session.new(model, { rank = 4, lr = 0.01, total_steps = 9, seed = 3, layers = { [3] = true }, prefix = known,
+      carries = carries }))
+    local set, list = assert(data.open(tiny.rows(18), assert(Tokenizer.open(model_of "llama")), { seq_len = 24 })), {}
+    for update in data.batches(set, { batch = 6, micro_batch = 2, seq_len = 24, seed = 3, epoch = 0 }) do
+      if #list < updates then list[#list + 1] = update else for _, b in ipairs(update) do batch.free(b) end end
+    end
+    local function close()
+      for _, update in ipairs(list) do for _, b in ipairs(update) do batch.free(b) end end
+      session:close()
+      known:close()
+      model:close()
+    end
+    return session, list, known, close, heard
+  end
+
+  it("an error while a known prefix is taken up leaves nothing behind", function()
+    local session, updates, known, close = with_prefix(math.huge, 1)
+    session:update(updates[1], 0)
+    local asked = 0
+    function known.get(...)
+      asked = asked + 1
+      if asked == 2 then error("no memory", 0) end
+      return getmetatable(known).get(...)
+    end
+    assert.same({ false, "no memory" }, { pcall(session.update, session, updates[1], 0) })
+    assert.equal(0, session.carries:stats().count)
+    known.get = nil
+    assert.is_true(session:update(updates[1], 0).prefix_tokens > 0)
+    close()
+  end)
+
+  it("filling ahead asks by names, so that a known prefix is fetched once", function()
+    local session, updates, known, close = with_prefix(math.huge, 2)
+    local function iterate()
+      local i = 0
+      return session:ahead(function() i = i + 1 return updates[i] end, 1e6)
+    end
+    local filled, hits = {}, {}
+    for epoch = 1, 2 do
+      for update in iterate() do filled[#filled + 1] = session:update(update, epoch).filled_tokens end
+      hits[epoch] = known:stats().hits
+    end
+    local tokens = 0
+    for _, update in ipairs(updates) do for _, b in ipairs(update) do tokens = tokens + b.tokens end end
+    assert.same({ tokens, 0, 0, 0 }, filled)
+    assert.same({ 12, 24 }, hits) -- sequences, of two updates
+    assert.equal(0, known:stats().misses)
+    close()
+  end)
+
+  it("filling ahead has its own share of memory: what fits in it is not spilled", function()
+    for _, ram in ipairs { 1e6, false } do
+      local session, updates, _, close = with_prefix(math.huge, 3, { quota = 4000, scratch = folder })
+      local i = 0
+      local iterate = session:ahead(function() i = i + 1 return updates[i] end, 1e6, ram or nil)
+      local update = iterate()
+      assert.equal(ram == 1e6, session.carries:stats().written == 0)
+      assert.is_true(session:update(update, 0).filled_tokens > 0)
+      close()
+    end
+  end)
+
+  it("a full prefix cache is not filled ahead, and serves what it has", function()
+    local session, updates, known, close, heard = with_prefix(8000, 3)
+    local seen = { filled = {}, known = {} }
+    for epoch = 1, 3 do
+      local i, sums = 0, { filled = 0, known = 0 }
+      for update in session:ahead(function() i = i + 1 return updates[i] end, 1) do
+        local r = session:update(update, epoch)
+        sums.filled, sums.known = sums.filled + r.filled_tokens, sums.known + r.prefix_tokens
+      end
+      for name, sum in pairs(sums) do table.insert(seen[name], sum) end
+    end
+    assert.equal(1, #heard)
+    assert.is_true(seen.filled[1] > 0)
+    assert.same({ 0, 0 }, { seen.filled[2], seen.filled[3] })
+    assert.is_true(known.full and seen.known[2] > 0 and seen.known[2] == seen.known[3])
+    close()
+  end)
+
   it("a prefix on disk serves the next run, and less is read for it", function()
     local base = { layers = { [3] = true }, recompute = true }
     local losses = train("llama", base)
