@@ -7,7 +7,7 @@ local limit = {}
 
 -- The nearest directory at or above `path` that is there.
 local function existing(path)
-  while not system.isdir(path) do path = path:match "^(.+)/[^/]*$" or "." end
+  while not system.isdir(path) do path = path:match "^(.+)/[^/]*$" or path:find "^/" and "/" or "." end
   return path
 end
 

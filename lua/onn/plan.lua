@@ -241,12 +241,13 @@ local function candidate(model, opt, f, m, how)
     local spare = math.max(0, f.budget - p.peak)
     local held = math.min(spare, (opt.all_tokens or math.huge) * 4 * model.sizes.width * 1.125) -- what no other use takes
     p.prefix_ram = math.floor(held / 1.125) -- the allocator adds up to an eighth
-    p.peak = p.peak + held
+    p.held, p.peak = held, p.peak + held
     local ahead = p.tape + p.working + spare - held - m.rebuilt
-    p.ahead_tokens = math.max(step, math.floor(ahead / (2 * m.carry / (how.micro * opt.seq_len) + 64)))
+    ahead = ahead / (2 * m.carry / (how.micro * opt.seq_len) + 64)
+    p.ahead_tokens = math.max(step, math.floor(math.min(ahead, opt.all_tokens or math.huge)))
     p.ahead_ram = p.carries_ram and math.max(carries, math.floor(ahead - 64 * p.ahead_tokens)) or nil
     if how.slots then
-      local frozen = f.frozen_bytes / math.max(1, math.floor(p.ahead_tokens / step))
+      local frozen = f.frozen_bytes * (f.tile and micros or 1 / math.max(1, math.floor(p.ahead_tokens / step)))
       p.bytes_per_step = p.suffix_bytes_per_step + frozen
       p.seconds_per_step = p.suffix_seconds_per_step + math.max(frozen / f.rates.disk(),
         step * (p.flops_per_token - p.suffix_flops_per_token) / f.rates.product)
@@ -258,7 +259,7 @@ end
 -- Bytes that a settled update of a plan reads, spills and fetches.
 local function moved_bytes(p) return (p.suffix_bytes_per_step or p.bytes_per_step) + p.spill_written + p.spill_read end
 
--- Is `a` the better plan? Less than a hundredth apart is equal.
+-- Is `a` the better plan? Seconds less than a hundredth apart are equal.
 local function better(a, b, budget)
   if not b then return true end
   local fits, fitted = a.peak <= budget, b.peak <= budget
@@ -267,7 +268,7 @@ local function better(a, b, budget)
   local x, y = a.suffix_seconds_per_step or a.seconds_per_step, b.suffix_seconds_per_step or b.seconds_per_step
   if math.abs(x - y) > 0.01 * y then return x < y end
   x, y = moved_bytes(a), moved_bytes(b)
-  if math.abs(x - y) > 0.01 * y then return x < y end
+  if x ~= y then return x < y end
   return a.peak < b.peak
 end
 
@@ -292,7 +293,7 @@ local function variants(model, opt, f, streamed, try)
             local slots, most = opt.slots or (opt.prefetch == false and 1 or 2), #f.layout.units
             how.slots = math.min(slots, most)
             local p = candidate(model, opt, f, m, how)
-            local spare = math.floor((f.budget - p.peak) / f.layout.slot)
+            local spare = math.floor((f.budget - p.peak + (p.held or 0)) / f.layout.slot) -- slots go before a prefix cache in memory
             if not opt.slots and spare > 0 then
               try(p)
               how.slots = math.min(how.slots + spare, most)
