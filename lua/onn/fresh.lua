@@ -10,6 +10,7 @@ local stores = require "onn.core.store"
 local system = require "onn.core.system"
 local tensors = require "onn.core.tensor"
 local Tokenizer = require "onn.tokenizer"
+local units = require "onn.units"
 
 local fresh = {}
 
@@ -141,6 +142,17 @@ end
 function fresh.weights(directory, config, seed)
   local described = arch.describe(config)
   local range = described.config.initializer_range or 0.02
+  local needed, memory = 0, tensors.memory()
+  for _, stage in ipairs(described.stages) do
+    for _, t in ipairs(stage.tensors) do
+      local count = 4
+      for _, size in ipairs(t.shape) do count = count * size end
+      needed = needed + count
+    end
+  end
+  if memory.used + needed > memory.budget then
+    return nil, ("the new model's weights alone are %s, the budget is %s"):format(units.bytes(needed), units.bytes(memory.budget))
+  end
   config.dtype, config.torch_dtype = "float32", "float32"
   local generation = { bos_token_id = config.bos_token_id, eos_token_id = config.eos_token_id }
   local ok, message, code = system.write_file(directory .. "/config.json", json.encode(config, { pretty = true }) .. "\n")

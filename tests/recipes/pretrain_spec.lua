@@ -54,6 +54,13 @@ describe("onn pretrain", function()
     assert.not_equal(system.hash_file(folder .. "/one/model.safetensors"), system.hash_file(folder .. "/other/model.safetensors"))
   end)
 
+  it("says in one line that a budget is below the new weights", function()
+    local status, _, err = pretrain("small", "--memory", "50KB")
+    assert.equal(1, status)
+    assert.matches("^onn: the new model's weights alone are [%d.]+ KB, the budget is 50%.0 KB[^\n]*\n$", err)
+    assert.is_false(system.exists(folder .. "/small"))
+  end)
+
   it("writes what generate and train take", function()
     local status, out, err = run { "generate", folder .. "/one", "--prompt", "The black", "--temperature", "0", "--max-tokens", "8", "-q" }
     assert.equal(0, status, err)
