@@ -50,9 +50,9 @@ function Model.open(path, opt)
   end
   self.missing = arch.check(described, store)
   self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
-  self.run, self.head = described.forward, described.head
+  self.net, self.run = described.net, described.net.forward
   self.dtype = choose_dtype(opt.dtype, store)
-  self.angles = rope.new(self.sizes.rope)
+  self.angles = self.sizes.rope and rope.new(self.sizes.rope)
   return self
 end
 
@@ -120,11 +120,8 @@ function Model:parameters()
   return total
 end
 
--- The first carry of a batch {ids, positions, starts, rows}: i32 tensors (tokens), (tokens), (sequences + 1), i64 (tokens).
-function Model:carry(batch)
-  local longest = batch.longest or batch.ids:size(1)
-  return { ids = batch.ids, positions = batch.positions, starts = batch.starts, angles = self.angles:upto(longest) }
-end
+-- The first carry of a batch (see onn.batch).
+function Model:carry(batch) return self.net.start(self, batch) end
 
 -- Runs f while stage i's weights are in memory.
 function Model:visit(i, f)
@@ -136,10 +133,11 @@ end
 -- A step is a function of a carry that gives the next carry; parts of the weight are used outside of `around`.
 function Model:run_head(items, around)
   local i, sizes = #self.stages, self.sizes
-  local stage, steps = self.stages[i], self.head
-  if not self.ring then
-    for _, item in ipairs(items) do around(item, function(carry) return self.run(sizes, stage, carry, item.ctx) end) end
-    return
+  local stage, steps = self.stages[i], self.net.head
+  if not self.ring or stage.kind ~= "head" then
+    return self:visit(i, function()
+      for _, item in ipairs(items) do around(item, function(carry) return self.run(sizes, stage, carry, item.ctx) end) end
+    end)
   end
   for _, item in ipairs(items) do around(item, function(carry) return steps.begin(sizes, stage, carry, item.ctx) end) end
   self.ring:tiles(i, function(weight, first)

@@ -77,9 +77,10 @@ function Ring.layout(model, chunk, tile)
   local layout = { units = {}, of = {}, tiles = {}, bytes = {}, products = {} }
   local largest, members = tile or 0, chunk
   for i, stage in ipairs(model.stages) do
-    if stage.kind == "block" and tile then
+    local whole = stage.kind ~= "embedding" and stage.kind ~= "head"
+    if whole and tile then
       layout.products[i] = add_products(layout, model, stage, tile)
-    elseif stage.kind == "block" then
+    elseif whole then
       if members == chunk then
         members = 0
         add_unit(layout, 0)
@@ -143,12 +144,13 @@ local function bind(self)
       end
     end
     if stage.kind == "embedding" then
-      local name = matrices(stage)[1].name
-      weights.embed = { rows = function(ids)
-        local rows, message = model.store:read_rows(name, ids)
-        if not rows then error(message, 0) end
-        return model.dtype == "bf16" and rows:to "bf16" or rows -- as a resident embedding is kept
-      end }
+      for _, t in ipairs(matrices(stage)) do
+        weights[t.role] = { rows = function(ids)
+          local rows, message = model.store:read_rows(t.name, ids)
+          if not rows then error(message, 0) end
+          return model.dtype == "bf16" and rows:to "bf16" or rows -- as a resident embedding is kept
+        end }
+      end
     elseif self.layout.of[i] then
       local unit = at[self.layout.of[i]]
       for _, t in ipairs(matrices(stage)) do weights[t.role], unit.next = unit.list[unit.next], unit.next + 1 end

@@ -135,6 +135,12 @@ function decoder.stages(c)
   return stages
 end
 
+-- The first carry of a batch {ids, positions, starts}: i32 tensors (tokens), (tokens), (sequences + 1).
+function decoder.start(model, batch)
+  local longest = batch.longest or batch.ids:size(1)
+  return { ids = batch.ids, positions = batch.positions, starts = batch.starts, angles = model.angles:upto(longest) }
+end
+
 local function heads(x, count, size) return ops.view(x, { x:size(1), count, size }) end
 
 -- Queries and keys stay f32 until they are turned: rounding them before and after is a good part of bf16's error.
@@ -174,13 +180,14 @@ end
 
 local forward = {}
 
+-- Rows of an embedding in f32; it is a tensor, or lies in its file.
+local function rows_of(table, ids)
+  if type(table) == "table" then return table.rows(ids):to "f32" end
+  return ops.embedding(table, ids, "f32")
+end
+
 function forward.embedding(_, stage, carry)
-  local embed = stage.weights.embed
-  if type(embed) == "table" then -- its rows lie in the file
-    carry.hidden = embed.rows(carry.ids):to "f32"
-  else
-    carry.hidden = ops.embedding(embed, carry.ids, "f32")
-  end
+  carry.hidden = rows_of(stage.weights.embed, carry.ids)
   return carry
 end
 

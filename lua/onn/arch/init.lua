@@ -1,6 +1,12 @@
 -- Architectures: which family a config names, which stages it has, and whether a store holds exactly their tensors.
--- A family is one file in arch/families; it may build on another (base).
-local decoder = require "onn.arch.decoder"
+-- A family is one file in arch/families; it may build on another (base). Its `net` names the module onn.arch.NET that runs it
+-- (default: decoder). A net has
+--   describe(config, family) -> sizes and switches, or nil and a list of what is wrong
+--   stages(sizes)            -> {name, kind, index, layers = {{role, name, out, into}}, tensors = {{name, shape, role, vector}}, shares}
+--   start(model, batch)      -> the first carry
+--   forward(sizes, stage, carry, ctx) -> the next carry; the last stage gives carry.nll where ctx.labels are, else carry.logits
+--   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
+-- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.
 local json = require "onn.core.json"
 local lfs = require "lfs"
 local program = require "onn.core.program"
@@ -74,10 +80,10 @@ function arch.describe(config)
   for key, value in pairs(family.absent or {}) do
     if given[key] == nil and nested[key] == nil then config[key] = value end
   end
-  local sizes, wrong = decoder.describe(config, family)
+  local net = require("onn.arch." .. (family.net or "decoder"))
+  local sizes, wrong = net.describe(config, family)
   if not sizes then return nil, wrong end
-  return { family = family, sizes = sizes, stages = decoder.stages(sizes), config = config, forward = decoder.forward,
-    head = decoder.head }
+  return { family = family, sizes = sizes, stages = net.stages(sizes), config = config, net = net }
 end
 
 local function shape_text(shape) return "(" .. table.concat(shape, ", ") .. ")" end
