@@ -45,6 +45,7 @@ local function choose(config, family, has)
   if not name then
     for _, kind in ipairs { "masked", "classes" } do
       local spec = family.heads[kind]
+      if type(spec) == "function" then spec = spec(config) end
       local probe = spec and (kind == "masked" and spec.norm or spec.out)
       if has and probe and (has(probe .. ".weight") or has(probe .. ".gamma")) then return kind end
     end
@@ -90,18 +91,17 @@ function heads.read(config, family, has, c, prefix, wrong)
     return
   end
   local spec, top = family.heads[kind] or {}, { kind = kind }
-  for key, value in pairs(spec) do top[key] = value end
+  for key, value in pairs(type(spec) == "function" and spec(config) or spec) do top[key] = value end
   if top.inside then top.dense = prefix .. top.dense end
   if top.activation then
     top.activation = top.activation == "config" and c.activation or parts.activations[top.activation]
   end
-  c.top = top
+  c.top, c.tied = top, kind == "masked" and c.tied ~= false
   if kind == "masked" then
-    c.tied, c.outputs = c.tied ~= false, c.vocabulary
-    c.names.head = top.decoder
-    top.bias_name = top.bias[1]
-    for _, name in ipairs(top.bias) do
-      if has and has(name) then top.bias_name = name break end
+    c.outputs, c.names.head, c.top_width = c.vocabulary, top.decoder, c.top_width or c.embed_width
+    top.bias_name = top.bias and top.bias[1]
+    for _, name in ipairs(top.bias or {}) do -- the last one that is there is the one that is read
+      if has and has(name) then top.bias_name = name end
     end
   elseif kind ~= "body" then
     if top.outputs then c.outputs = top.outputs else c.outputs, c.labels = classes(config, wrong) end
@@ -115,22 +115,23 @@ function heads.stages(c, has, stages)
   local top, kind = c.top, c.top.kind
   if kind == "masked" then
     local stage, add = parts.stage(top.dense, "transform", has)
-    add.product(top.dense, "dense", c.embed_width, c.width)
-    add.norm(top.norm, "norm", c.embed_width)
+    add.product(top.dense, "dense", c.top_width, c.width, top.dense_bias)
+    add.norm(top.norm, "norm", c.top_width, c.norm_bias)
     stages[#stages + 1] = stage
     stage, add = parts.stage(top.decoder, "head", has)
     if c.tied then
       stage.shares = { head = c.names.embed .. ".weight" }
     else
-      add.tensor(top.decoder .. ".weight", "head", { c.vocabulary, c.embed_width })
+      add.tensor(top.decoder .. ".weight", "head", { c.vocabulary, c.top_width })
     end
-    add.tensor(top.bias_name, "head_bias", { c.vocabulary })
+    if top.bias_name then add.tensor(top.bias_name, "head_bias", { c.vocabulary }) end
     stages[#stages + 1] = stage
     return
   end
   local stage, add = parts.stage(top.out or "output", kind == "body" and "body" or kind == "classes" and "classes" or "tokens", has)
   local small = { vector = true, fresh = c.deviation, saved = true }
-  if top.dense then add.product(top.dense, "dense", c.width, c.width, true, small) end
+  if top.dense then add.product(top.dense, "dense", c.width, c.width, top.dense_bias, small) end
+  if top.norm then add.norm(top.norm, "norm", c.width, c.norm_bias, small) end
   if top.out then add.product(top.out, "out", c.outputs, c.width, true, small) end
   stages[#stages + 1] = stage
 end
@@ -157,7 +158,8 @@ end
 
 -- logits of rows of the body's output; nll of them where labels are.
 local function classify(c, stage, x, labels, carry, ctx)
-  if stage.weights.dense then x = ops[c.top.activation](linear(stage.weights.dense, x, ctx)) end
+  if stage.weights.dense then x = ops[c.top.activation](linear(stage.weights.dense, x, ctx, stage.weights.norm and "f32")) end
+  if stage.weights.norm then x = parts.cast(parts.norm(c, stage, x, "norm"), ctx) end
   local logits = linear(stage.weights.out, x, ctx, "f32")
   if labels then carry.nll = ops.class_loss(logits, labels, ctx.loss_scale) else carry.logits = logits end
   return carry

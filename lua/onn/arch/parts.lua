@@ -17,10 +17,10 @@ function parts.stage(name, kind, has, index)
     stage.tensors[#stage.tensors + 1] = t
   end
   -- Old checkpoints call a norm's weight and bias gamma and beta.
-  function add.norm(full, role, size, biased)
+  function add.norm(full, role, size, biased, more)
     local old = has and not has(full .. ".weight") and has(full .. ".gamma")
-    add.tensor(full .. (old and ".gamma" or ".weight"), role, { size })
-    if biased ~= false then add.tensor(full .. (old and ".beta" or ".bias"), role .. "_bias", { size }) end
+    add.tensor(full .. (old and ".gamma" or ".weight"), role, { size }, more)
+    if biased ~= false then add.tensor(full .. (old and ".beta" or ".bias"), role .. "_bias", { size }, more) end
   end
   function add.product(full, role, out, into, biased, more)
     stage.layers[#stage.layers + 1] = { role = role, name = full, out = out, into = into }

@@ -24,4 +24,5 @@ return {
     tokens = { out = "classifier", save = { "classifier" } },
     spans = { out = "qa_outputs", outputs = 2, save = { "qa_outputs" } },
   },
+  class = "Bert",
 }
