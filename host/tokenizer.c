@@ -81,7 +81,7 @@ static Status load_vocab(Tokenizer *t, const cJSON *model, const char *what) {
 }
 
 static Status load_model(Tokenizer *t, const cJSON *model, const char *what) {
-    ModelKind kind;
+    ModelKind kind = UNKNOWN;
     Status status = model_kind(model, what, &kind);
     if (status == OK && kind != UNIGRAM)
         status = load_vocab(t, model, what);
@@ -298,10 +298,14 @@ Status tokenizer_stream(const Tokenizer *t, int skip_special, TokenStream **out)
 Status token_stream_push(TokenStream *s, int32_t id, Bytes *out) {
     size_t n;
     const char *text = vocab_text(&s->tokenizer->vocab, id, &n);
-    if (!text || (s->skip_special && s->tokenizer->special[id]))
+    if (!text)
         return OK;
-    if (s->tokenizer->normal[id])
+    if (s->tokenizer->normal[id]) { /* special by its own text then, as in the reference */
         text = s->tokenizer->normal[id], n = strlen(text);
+        id = vocab_find(&s->tokenizer->vocab, text, n);
+    }
+    if (s->skip_special && tokenizer_special(s->tokenizer, id))
+        return OK;
     return decoding_push(s->decoding, text, n, out);
 }
 
