@@ -2,13 +2,15 @@
 
 #include <utf8proc.h>
 
+#include "bpe.h"
+#include "charsmap.h"
 #include "component.h"
 #include "json.h"
 #include "unicode.h"
 #include "unicode_forms.h"
 #include "utf8.h"
 
-typedef enum Kind { FORM, LOWERCASE, STRIP_ACCENTS, BERT, REPLACE, PREPEND, STRIP } Kind;
+typedef enum Kind { FORM, LOWERCASE, STRIP_ACCENTS, BERT, REPLACE, PREPEND, STRIP, PRECOMPILED, NMT, SPELL } Kind;
 
 typedef struct Step {
     Kind kind;
@@ -17,6 +19,7 @@ typedef struct Step {
     int left, right;                          /* STRIP */
     Pattern pattern;                          /* REPLACE */
     char *content;                            /* REPLACE, PREPEND */
+    Charsmap *charsmap;                       /* PRECOMPILED */
 } Step;
 
 struct Normalizer {
@@ -72,6 +75,15 @@ static Status read_step(const cJSON *spec, const char *type, const char *what, S
         if (status == OK)
             status = pattern_load(json_get(spec, "pattern"), what, &s->pattern);
         keys = "pattern content";
+    } else if (!strcmp(type, "Precompiled")) {
+        s->kind = PRECOMPILED;
+        status = charsmap_load(component_text(spec, "precompiled_charsmap", ""), what, &s->charsmap);
+        keys = "precompiled_charsmap";
+    } else if (!strcmp(type, "Nmt")) {
+        s->kind = NMT;
+    } else if (!strcmp(type, "ByteLevel")) {
+        s->kind = SPELL;
+        keys = "add_prefix_space trim_offsets use_regex";
     } else {
         return fail(ERR_UNSUPPORTED, "%s: the normalizer '%s' is not supported", what, type);
     }
@@ -118,6 +130,7 @@ void normalizer_free(Normalizer *n) {
     for (int i = 0; i < n->count; i++) {
         pattern_free(&n->steps[i].pattern);
         free(n->steps[i].content);
+        charsmap_free(n->steps[i].charsmap);
     }
     for (int i = 0; i < 3; i++)
         bytes_free(&n->text[i]);
@@ -244,6 +257,34 @@ static Status strip(const Step *s, const char *text, size_t n, Bytes *out) {
     return bytes_append(out, p, (size_t)(end - p));
 }
 
+static int nmt_drops(uint32_t c) {
+    return (c >= 1 && c <= 8) || c == 0xB || (c >= 0xE && c <= 0x1F) || c == 0x7F || c == 0x8F || c == 0x9F;
+}
+
+static int nmt_space(uint32_t c) {
+    return c == '\t' || c == '\n' || c == '\f' || c == '\r' || c == 0x1680 || (c >= 0x200B && c <= 0x200F) || c == 0x2028 ||
+           c == 0x2029 || c == 0x2581 || c == 0xFEFF || c == 0xFFFD;
+}
+
+static Status nmt(const char *text, size_t n, Bytes *out) {
+    Status status = bytes_reserve(out, n);
+    for (size_t i = 0; i < n && status == OK;) {
+        int length;
+        uint32_t c = utf8_read(text + i, &length);
+        i += (size_t)length;
+        if (!nmt_drops(c))
+            status = put(out, nmt_space(c) ? ' ' : c);
+    }
+    return status;
+}
+
+static Status spell(const char *text, size_t n, Bytes *out) {
+    Status status = bytes_reserve(out, 2 * n);
+    for (size_t i = 0; i < n && status == OK; i++)
+        status = put(out, byte_level_char((unsigned char)text[i]));
+    return status;
+}
+
 static Status run_step(const Step *s, const char *text, size_t n, Bytes *out, Bytes *spare) {
     Status status = OK;
     switch (s->kind) {
@@ -253,6 +294,9 @@ static Status run_step(const Step *s, const char *text, size_t n, Bytes *out, By
     case BERT: return bert(s, text, n, out, spare);
     case REPLACE: return replace(s, text, n, out);
     case STRIP: return strip(s, text, n, out);
+    case PRECOMPILED: return charsmap_run(s->charsmap, text, n, out);
+    case NMT: return nmt(text, n, out);
+    case SPELL: return spell(text, n, out);
     case PREPEND:
         if (n > 0)
             status = bytes_append(out, s->content, strlen(s->content));
