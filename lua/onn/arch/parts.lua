@@ -23,7 +23,7 @@ function parts.stage(name, kind, has, index)
     if biased ~= false then add.tensor(full .. (old and ".beta" or ".bias"), role .. "_bias", { size }, more) end
   end
   function add.product(full, role, out, into, biased, more)
-    stage.layers[#stage.layers + 1] = { role = role, name = full, out = out, into = into }
+    stage.layers[#stage.layers + 1] = { role = role, name = full, out = out, into = into, saved = more and more.saved }
     add.tensor(full .. ".weight", role, { out, into }, more)
     if biased ~= false then add.tensor(full .. ".bias", role .. "_bias", { out }, more) end
   end
