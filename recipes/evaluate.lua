@@ -30,7 +30,7 @@ local opt = cli.parse {
 settings.apply(opt, opt.model, { batch = true, chunk = true, threads = true, dtype = true }) -- the length says what the loss is of
 local machine = runtime.apply(opt)
 
-local model = cli.check(classifier.open(opt.model, opt.data, { dtype = opt.dtype, seed = opt.seed }))
+local model = cli.check(classifier.open(opt.model, opt.data, { dtype = opt.dtype, seed = opt.seed, adapter = opt.adapter }))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
 local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil

@@ -31,7 +31,7 @@ if wrong then cli.fail("train: " .. wrong, 2) end
 settings.apply(opt, opt.model)
 local machine = runtime.apply(opt)
 
-local model = cli.check(classifier.open(opt.model, opt.data, { dtype = opt.dtype, seed = opt.seed }))
+local model = cli.check(classifier.open(opt.model, opt.data, { dtype = opt.dtype, seed = opt.seed, adapter = opt.adapter }))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
 local chosen, unknown = layers.parse(opt.layers, model, opt)

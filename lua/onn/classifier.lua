@@ -2,9 +2,11 @@
 local batch = require "onn.batch"
 local core = require "onn.core.ops"
 local data = require "onn.data"
+local files = require "onn.files"
 local formats = require "onn.data.formats"
 local Model = require "onn.model"
 local scope = require "onn.scope"
+local system = require "onn.core.system"
 
 local classifier = {}
 
@@ -17,14 +19,28 @@ function classifier.classes(model)
   return classes
 end
 
--- As Model.open. An encoder without a classifier gets a new one where `source` (a path or rows) has labels. opt: dtype, seed.
+-- The labels that an adapter was trained for, or nil; or nil, message, code.
+local function adapter_labels(directory)
+  local path = directory and directory .. "/labels.json"
+  if not path or not system.exists(path) then return nil end
+  local list, message, code = files.read_json(path)
+  if not list then return nil, message, code end
+  for _, label in ipairs(type(list) == "table" and list or { false }) do
+    if type(label) ~= "string" then return nil, path .. ": expected a list of names", "format" end
+  end
+  return list
+end
+
+-- As Model.open. An encoder without a classifier gets a new one: for the labels of opt.adapter (a directory), else for those that
+-- `source` (a path or rows) has. opt: dtype, seed.
 function classifier.open(path, source, opt)
   local model, message, code = Model.open(path, opt)
   if not model or not model.sizes or not model.sizes.top or classifier.classes(model) then return model, message, code end
   local wants_masked = type(source) == "string" and formats.kind(source) == "safetensors"
   if wants_masked then return model end
   local labels
-  labels, message, code = formats.labels(source)
+  labels, message, code = adapter_labels(opt.adapter)
+  if not labels and not message then labels, message, code = formats.labels(source) end
   model:close()
   if not labels then return nil, message, code end
   if #labels < 2 then return nil, ("there is only one label, '%s': nothing can be told apart"):format(labels[1]), "format" end

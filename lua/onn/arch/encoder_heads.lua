@@ -146,6 +146,7 @@ end
 
 function forward.transform(c, stage, carry, ctx)
   body_output(carry, ctx)
+  if ctx.body_only then return carry end
   local x = linear(stage.weights.dense, parts.cast(carry.hidden, ctx), ctx, "f32")
   carry.hidden = parts.norm(c, stage, ops[c.top.activation or c.activation](x), "norm")
   return carry
@@ -158,6 +159,7 @@ end
 
 -- logits of rows of the body's output; nll of them where labels are.
 local function classify(c, stage, x, labels, carry, ctx)
+  if ctx.body_only then return carry end
   if stage.weights.dense then x = ops[c.top.activation](linear(stage.weights.dense, x, ctx, stage.weights.norm and "f32")) end
   if stage.weights.norm then x = parts.cast(parts.norm(c, stage, x, "norm"), ctx) end
   local logits = linear(stage.weights.out, x, ctx, "f32")
@@ -191,6 +193,7 @@ end
 
 -- With ctx.labels: carry.nll (tokens), the loss of each; else carry.logits f32 (tokens, vocabulary).
 function forward.head(_, stage, carry, ctx)
+  if ctx.body_only then return carry end
   local x, w = parts.cast(carry.hidden, ctx), stage.weights
   local logits = ops.linear(x, w.head, w.head_bias, nil, nil, nil, nil, "f32")
   if ctx.labels then carry.nll = ops.class_loss(logits, ctx.labels, ctx.loss_scale) else carry.logits = logits end

@@ -120,7 +120,7 @@ local function selection(model, adapter)
     if one.index then layers[one.index] = true else outside = true end -- of no block
   end
   for _, item in ipairs(model:linear_layers()) do
-    local covered = item.stage.index and layers[item.stage.index] or not item.stage.index and outside
+    local covered = item.stage.index and layers[item.stage.index] or not item.stage.index and (outside or item.layer.saved)
     if names[item.layer.name:match "[^.]+$"] and covered then pairs_known = pairs_known + 1 end
   end
   if pairs_known ~= #adapter.modules then return sorted_keys(paths) end
@@ -153,7 +153,7 @@ function lora.config(model, adapter)
   }
 end
 
--- Writes adapter_model.safetensors and adapter_config.json into `directory`. Returns true, or nil, message, code.
+-- Writes adapter_model.safetensors and adapter_config.json into `directory`, of a classifier labels.json, too: its classes' names. Returns true, or nil, message, code.
 function lora.save(model, adapter, directory)
   local ok, message, code = system.mkdir_p(directory)
   if not ok then return nil, message, code end
@@ -164,6 +164,12 @@ function lora.save(model, adapter, directory)
   for _, p in ipairs(adapter.saved or {}) do values[PREFIX .. p.name] = p.value end
   ok, message, code = stores.write(directory .. "/adapter_model.safetensors", values, { format = "pt" })
   if not ok then return nil, message, code end
+  if adapter.saved and model.sizes.labels then
+    local labels = {}
+    for id = 0, model.sizes.outputs - 1 do labels[id + 1] = model.sizes.labels[id] end
+    ok, message, code = system.write_file(directory .. "/labels.json", json.encode(json.array(labels)) .. "\n")
+    if not ok then return nil, message, code end
+  end
   return system.write_file(directory .. "/adapter_config.json", json.encode(lora.config(model, adapter), { pretty = true }) .. "\n")
 end
 
