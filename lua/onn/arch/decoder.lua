@@ -214,7 +214,7 @@ function forward.head(c, stage, carry, ctx)
   local x, weight = head_input(c, stage, carry, ctx), stage.weights.head
   carry.last_hidden = x
   if ctx.labels then
-    carry.nll = ops.head_loss(x, weight, ctx.labels, carry.starts, ctx.loss_scale, 1)
+    carry.nll = ops.head_loss(x, weight, nil, ctx.labels, carry.starts, ctx.loss_scale, 1)
   elseif ctx.decode then
     carry.logits = core.linear_decode(x, weight, nil, nil, nil, nil, "f32")
   else
