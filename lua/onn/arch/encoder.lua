@@ -74,10 +74,12 @@ local function read(config, family, has, c, wrong)
   heads.read(config, family, has, c, prefix, wrong)
 end
 
--- Sizes and switches of a model, from its config.json through the family's names. has(name): does the store hold this tensor?
--- (nil: there is no store yet). Returns the description, or nil and a list of what is missing or wrong.
-function encoder.describe(config, family, has)
+-- Sizes and switches of a model, from its config.json through the family's names; the store's names tell what the config leaves open.
+-- Returns the description, or nil and a list of what is missing or wrong.
+function encoder.describe(config, family, store)
   local c, wrong = {}, {}
+  local has = store and function(name) return store:info(name) ~= nil end
+  c.has = has
   read(config, family, has, c, wrong)
   for i, text in ipairs(wrong) do wrong[i] = "config.json: " .. text end
   if #wrong > 0 then return nil, wrong end
@@ -120,7 +122,8 @@ local function block(c, has, index)
 end
 
 -- Stages of the model; see onn.arch.
-function encoder.stages(c, has)
+function encoder.stages(c)
+  local has = c.has
   local stages = { embedding(c, has) }
   if c.embed_width ~= c.width then
     local stage, add = parts.stage(c.names.project, "projection", has)
@@ -216,13 +219,14 @@ local function biases(model)
   if learned then
     local span, ids = c.farthest + 1, {}
     for d = 1 - span, span - 1 do ids[#ids + 1] = relative.bucket(d, c.buckets, c.farthest, true) end
-    list.full, any = core.embedding(learned, tensors.from_table(ids, "i32"), "f32"):transpose(1, 2):contiguous(), true
+    local rows = core.embedding(learned, tensors.from_table(ids, "i32"), "f32")
+    list.full, any = { table = rows:transpose(1, 2):contiguous(), zero = span - 1 }, true
   end
   for kind, window in pairs(c.windows or {}) do
     local row, rows = {}, {}
     for d = -window - 1, window + 1 do row[#row + 1] = math.abs(d) > window and -1e30 or 0 end
     for h = 1, c.heads do rows[h] = row end
-    list[kind], any = tensors.from_table(rows, "f32"), true
+    list[kind], any = { table = tensors.from_table(rows, "f32"), zero = window + 1 }, true
   end
   return any and list or nil
 end
@@ -253,8 +257,9 @@ local function attention(c, stage, x, carry, ctx)
   if angles then
     q, k = ops.rope(q, angles, carry.positions, ctx.dtype), ops.rope(k, angles, carry.positions, ctx.dtype)
   end
-  local y = ops.attention(q, k, v, { starts = carry.starts, causal = false, window = 0, scale = 1 / math.sqrt(c.head_size),
-    bias = carry.bias and carry.bias[c.layer_kinds[stage.index]] })
+  local bias = carry.bias and carry.bias[c.layer_kinds[stage.index]] or {}
+  local y = ops.attention(q, k, v, { starts = carry.starts, causal = false, scale = 1 / math.sqrt(c.head_size), bias = bias.table,
+    zero = bias.zero })
   return linear(w.o, ops.view(y, { tokens, width }), ctx, "f32")
 end
 

@@ -1,14 +1,14 @@
 -- Architectures: which family a config names, which stages it has, and whether a store holds exactly their tensors.
 -- A family is one file in arch/families; it may build on another (base). Its `net` names the module onn.arch.NET that runs it
 -- (default: decoder). A net has
---   describe(config, family, has) -> sizes and switches, or nil and a list of what is wrong
---   stages(sizes, has)       -> {name, kind, index, layers = {{role, name, out, into}}, tensors = {{name, shape, role, vector}}, shares}
+--   describe(config, family, store) -> sizes and switches, or nil and a list of what is wrong; store: the tensors, or nil for a new model
+--   stages(sizes)            -> {name, kind, index, layers = {{role, name, out, into}}, tensors = {{name, shape, role, vector}}, shares}
 --   start(model, batch)      -> the first carry
 --   forward(sizes, stage, carry, ctx) -> the next carry; the last stage gives carry.nll where ctx.labels are, else carry.logits
 --   ignorable(name)          -> optional: does nothing read this tensor of a checkpoint?
 --   batch(sizes, given)      -> optional: the batch of named tensors, or nil and a message (default: onn.batch.from_ids)
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
--- has(name): is a tensor in the store? nil where there is no store. A tensor that is `fresh` may be made anew (onn.model).
+-- A tensor that is `fresh` may be made anew (onn.model).
 -- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.
 local json = require "onn.core.json"
 local lfs = require "lfs"
@@ -65,8 +65,8 @@ function arch.clean(config)
   return c
 end
 
--- {family, sizes, stages} of a config, or nil and a list of what is missing for running it. store: whose tensors tell what the
--- config leaves open, or nil.
+-- {family, sizes, stages} of a config (and of the store that it goes with, if there is one), or nil and a list of what is missing for
+-- running it.
 function arch.describe(config, store)
   if type(config) ~= "table" then return nil, { "config.json: an object is expected, found " .. values.shown(config) } end
   local given = config
@@ -84,11 +84,10 @@ function arch.describe(config, store)
   for key, value in pairs(family.absent or {}) do
     if given[key] == nil and nested[key] == nil then config[key] = value end
   end
-  local has = store and function(name) return store:info(name) ~= nil end
   local net = require("onn.arch." .. (family.net or "decoder"))
-  local sizes, wrong = net.describe(config, family, has)
+  local sizes, wrong = net.describe(config, family, store)
   if not sizes then return nil, wrong end
-  return { family = family, sizes = sizes, stages = net.stages(sizes, has), config = config, net = net }
+  return { family = family, sizes = sizes, stages = net.stages(sizes), config = config, net = net }
 end
 
 local function shape_text(shape) return "(" .. table.concat(shape, ", ") .. ")" end
