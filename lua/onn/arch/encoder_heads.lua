@@ -3,7 +3,7 @@
 local core = require "onn.core.ops"
 local linear = require "onn.nn.linear"
 local ops = require "onn.ops"
-local parts = require "onn.arch.parts"
+local parts = require "onn.arch.parts.stage"
 local tape = require "onn.autograd.tape"
 local tensors = require "onn.core.tensor"
 local values = require "onn.arch.config"
@@ -34,8 +34,8 @@ end
 
 -- What the names of the body's tensors begin with: a checkpoint of the body alone has no prefix.
 function heads.prefix(config, family, has)
-  if not family.prefix then return "" end
-  local prefix = family.prefix .. "."
+  if not family.body then return "" end
+  local prefix = family.body .. "."
   if has then return has(prefix .. family.probe) and prefix or has(family.probe) and "" or prefix end
   return (architecture(config) or ""):find "Model$" and "" or prefix
 end
@@ -181,7 +181,7 @@ function forward.classes(c, stage, carry, ctx)
   local count = carry.starts:size(1) - 1
   local first, own = carry.starts:narrow(1, 1, count), {}
   for s = 0, count do own[s + 1] = s end
-  return tape.within(tensors.from_table(own, "i32"), function()
+  return tape.with_starts(tensors.from_table(own, "i32"), function()
     local labels = ctx.labels and picked(ctx.labels, first)
     return classify(c, stage, parts.cast(ops.gather(carry.hidden, first), ctx), labels, carry, ctx)
   end)
@@ -227,7 +227,7 @@ function head.begin(c, stage, carry, ctx)
 end
 
 -- weight: the rows of the head from `first` on, counted from 0.
-function head.part(carry, ctx, weight, first)
+function head.part(_, carry, ctx, weight, first)
   if ctx.body_only then return end
   local x, bias = carry.input, carry.bias_vector
   if ctx.labels then return core.head_part(carry.loss, x, weight, ctx.labels, first, 1, bias) end
@@ -235,7 +235,7 @@ function head.part(carry, ctx, weight, first)
   core.linear(x, weight, bias and bias:narrow(1, first + 1, rows), nil, nil, nil, nil, "f32", carry.logits:narrow(2, first + 1, rows))
 end
 
-function head.finish(carry, ctx)
+function head.finish(_, carry, ctx)
   local out = copy(carry)
   if ctx.labels and not ctx.body_only then out.nll, out.loss = ops.head_end(carry.input, carry.loss, ctx.labels, ctx.loss_scale, 1), nil end
   return out

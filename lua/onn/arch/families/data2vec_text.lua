@@ -3,6 +3,6 @@ return {
   name = "data2vec-text",
   model_types = { "data2vec-text" },
   base = "roberta",
-  prefix = "data2vec_text",
+  body = "data2vec_text",
   class = "Data2VecText",
 }

@@ -5,7 +5,7 @@ return {
   base = "bert",
   config = { width = "dim", inner = "hidden_dim", layers = "n_layers", heads = "n_heads", activation = "activation" },
   defaults = { types = 0 },
-  prefix = "distilbert",
+  body = "distilbert",
   names = { block = "transformer.layer.%d" },
   inside = { q = "attention.q_lin", k = "attention.k_lin", v = "attention.v_lin", o = "attention.out_lin", norm1 = "sa_layer_norm",
     up = "ffn.lin1", down = "ffn.lin2", norm2 = "output_layer_norm" },

@@ -5,7 +5,7 @@ return {
   base = "bert",
   config = { embed_width = "embedding_size" },
   defaults = { embed_width = 128 },
-  prefix = "electra",
+  body = "electra",
   names = { project = "embeddings_project" },
   heads = {
     masked = { dense = "generator_predictions.dense", norm = "generator_predictions.LayerNorm", activation = "gelu",

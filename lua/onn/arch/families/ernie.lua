@@ -4,6 +4,6 @@ return {
   model_types = { "ernie" },
   base = "bert",
   fixed = { position_embedding_type = "absolute", is_decoder = false, add_cross_attention = false, use_task_id = false },
-  prefix = "ernie",
+  body = "ernie",
   class = "Ernie",
 }

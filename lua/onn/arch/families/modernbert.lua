@@ -24,7 +24,7 @@ return {
   fixed = {},
   pre_norm = true,
   first_norm = false,
-  prefix = "model",
+  body = "model",
   probe = "embeddings.tok_embeddings.weight",
   ropes = function(config)
     return { full = rotary(config, "full_attention", config.global_rope_theta or 160000),

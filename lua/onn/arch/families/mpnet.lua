@@ -5,7 +5,7 @@ return {
   base = "roberta",
   config = { buckets = "relative_attention_num_buckets" },
   defaults = { types = 0, eps = 1e-12, buckets = 32, farthest = 128, places = 512 },
-  prefix = "mpnet",
+  body = "mpnet",
   names = { relative = "encoder.relative_attention_bias" },
   inside = { q = "attention.attn.q", k = "attention.attn.k", v = "attention.attn.v", o = "attention.attn.o", norm1 = "attention.LayerNorm",
     up = "intermediate.dense", down = "output.dense", norm2 = "output.LayerNorm" },

@@ -5,7 +5,7 @@ return {
   base = "bert",
   config = { head_size = "head_dim" },
   defaults = { activation = "silu" },
-  prefix = "nomic_bert",
+  body = "nomic_bert",
   ropes = function(config) return { full = config } end,
   names = { place = false, embed_norm = "emb_ln", block = "encoder.layers.%d" },
   inside = { qkv = "attn.Wqkv", o = "attn.out_proj", norm1 = "norm1", up = "mlp.fc11", gate = "mlp.fc12", down = "mlp.fc2", norm2 = "norm2" },

@@ -6,7 +6,7 @@ return {
   config = { embed_width = "input_embedding_size", top_width = "output_embedding_size" },
   defaults = { embed_width = 256, top_width = 1664, tied = false },
   fixed = { position_embedding_type = "absolute", is_decoder = false, add_cross_attention = false, tie_word_embeddings = false },
-  prefix = "rembert",
+  body = "rembert",
   names = { project = "encoder.embedding_hidden_mapping_in" },
   heads = {
     masked = { dense = "cls.predictions.dense", norm = "cls.predictions.LayerNorm", decoder = "cls.predictions.decoder",

@@ -4,7 +4,7 @@ return {
   model_types = { "roberta-prelayernorm" },
   base = "roberta",
   pre_norm = true,
-  prefix = "roberta_prelayernorm",
+  body = "roberta_prelayernorm",
   names = { final_norm = "LayerNorm" },
   inside = { q = "attention.self.query", k = "attention.self.key", v = "attention.self.value", o = "attention.output.dense",
     norm1 = "attention.LayerNorm", up = "intermediate.dense", down = "output.dense", norm2 = "intermediate.LayerNorm" },
