@@ -5,6 +5,7 @@
 --   stages(sizes)            -> {name, kind, index, layers = {{role, name, out, into}}, tensors = {{name, shape, role, vector}}, shares}
 --   start(model, batch)      -> the first carry
 --   forward(sizes, stage, carry, ctx) -> the next carry; the last stage gives carry.nll where ctx.labels are, else carry.logits
+--   continues, trains_on     -> optional: false where it does not continue a text; why the recipes have no rows to train it on
 --   ignorable(name)          -> optional: does nothing read this tensor of a checkpoint?
 --   batch(sizes, given)      -> optional: the batch of named tensors, or nil and a message (default: onn.batch.from_ids)
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
