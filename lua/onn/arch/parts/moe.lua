@@ -1,8 +1,8 @@
 -- A mixture of experts in place of a block's feed-forward part. c.moe: experts, per_token, inner (of each), score ("softmax" over all
--- experts, or "sigmoid"), normalize (the chosen scores to a sum of 1), scale (of the result), groups and per_token_groups (experts are
--- chosen among the best groups), correction (a bias that counts for choosing only), router_bias, shared (inner width of what sees every
--- token; 0: none), shared_gate (its output is weighed by a sigmoid); stacked (the experts' weights are one tensor each: (experts, out, in),
--- or with stored = "in_out" (experts, in, out)).
+-- experts, "sigmoid", or, of the chosen ones' logits, "logits" (a softmax) or "sigmoid_of_chosen"), normalize (the chosen scores to a sum
+-- of 1), scale (of the result), groups and per_token_groups (experts are chosen among the best groups), correction (a bias that counts for
+-- choosing only), router_bias, shared (inner width of what sees every token; 0: none), shared_gate (its output is weighed by a sigmoid);
+-- stacked (the experts' weights are one tensor each: (experts, out, in), or with stored = "in_out" (experts, in, out)).
 local mlp = require "onn.arch.parts.mlp"
 local ops = require "onn.ops"
 local tape = require "onn.autograd.tape"
@@ -19,7 +19,7 @@ function moe.tensors(c, _, add)
   local m, n = c.moe, c.names
   add.matrix("router", n.router .. ".weight", { m.experts, c.width })
   if m.router_bias then add.vector("router_bias", n.router .. ".bias", { m.experts }) end
-  if m.correction then add.vector("correction", n.correction, { m.experts }) end
+  if m.correction then add.vector("correction", n.correction, m.correction_shape or { m.experts }) end
   if m.stacked then
     local function put(role, name, out, into)
       add.matrix(role, name, m.stored == "in_out" and { m.experts, into, out } or { m.experts, out, into })
@@ -60,13 +60,14 @@ end
 local function route(c, w, x)
   local m = c.moe
   local logits = (ops.linear(x, w.router, w.router_bias, nil, nil, nil, nil, "f32"))
-  local scores = m.score == "sigmoid" and ops.sigmoid(logits) or m.score == "logits" and logits or ops.softmax(logits)
+  local of_logits = m.score == "logits" or m.score == "sigmoid_of_chosen"
+  local scores = m.score == "sigmoid" and ops.sigmoid(logits) or of_logits and logits or ops.softmax(logits)
   local choice = scores
   if w.correction then choice = tape.constant(ops.add, choice, ops.view(w.correction, { 1, m.experts })) end
   if (m.groups or 1) > 1 then choice = tape.constant(within_groups, m, choice) end
   local values, indices = ops.topk(choice, m.per_token)
   if choice ~= scores then values = ops.pick(scores, indices) end
-  if m.score == "logits" then values = ops.softmax(values) end
+  if m.score == "logits" then values = ops.softmax(values) elseif of_logits then values = ops.sigmoid(values) end
   if m.normalize then
     local total = ops.view(ops.sum(values), { values:size(1), 1 })
     values = ops.div(values, m.normalize_eps and ops.affine(total, 1, m.normalize_eps) or total)
