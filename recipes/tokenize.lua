@@ -11,6 +11,8 @@ local opt = cli.parse {
     { "decode", help = "turn ids back into text, written byte for byte" },
     { "special", negate = true, help = "special tokens are parsed in TEXT (so anyway; --no-special: text) and shown by --decode" },
     { "bos", help = "begin with the model's beginning-of-text token" },
+    { "add-special-tokens", help = "put around TEXT what the model's post-processor asks for, such as [CLS] and [SEP]" },
+    { "pair", metavar = "TEXT", help = "a second text, for --add-special-tokens" },
   },
 }
 
