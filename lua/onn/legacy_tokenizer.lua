@@ -217,7 +217,7 @@ function legacy.read(directory, config)
   end
   vocab, message, code = read_vocab(directory, family.needs[1])
   if vocab == nil then return nil, message, code end
-  if type(vocab) ~= "table" then return nil, directory .. "/vocab.json: not an object", "format" end
+  if type(vocab) ~= "table" or vocab[1] then return nil, directory .. "/vocab.json: not an object", "format" end
   if family.needs[2] then
     merges, message, code = read_merges(directory)
     if not merges then return nil, message, code end
