@@ -99,7 +99,13 @@ if a.runnable then
   cli.print(("streamed      generate from %s, train from %s: weights pass through memory, read again for each token and update"):format(
     units.bytes(needs.generate_streamed), units.bytes(needs.train_streamed)))
 else
-  cli.print "runnable      no; it can be analysed. What is missing:"
+  local told = {}
+  for i, f in ipairs(a.findings) do
+    told[i] = { what = "  " .. f.what, value = tostring(f.value), confidence = ("%d %%"):format(100 * f.confidence), why = f.why }
+  end
+  cli.print "found by names and shapes, with the confidence of each"
+  cli.print((cli.table(told, { "what", "value", { "confidence", align = "right" }, "why" }):gsub("^[^\n]*\n", "")))
+  cli.print "\nrunnable      no; it can be analysed. What is missing:"
   for i, line in ipairs(a.missing) do
     if i > 20 then cli.print(("  and %d more (--json lists all)"):format(#a.missing - 20)) break end
     cli.print("  " .. line)
