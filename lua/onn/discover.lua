@@ -75,7 +75,7 @@ end
 local function recurrent_modules(loose, stages)
   local modules, order, rest = {}, {}, {}
   for _, t in ipairs(loose) do
-    local name = module_of(t.name)
+    local name = module_of(t.path)
     if not modules[name] then modules[name], order[#order + 1] = {}, name end
     table.insert(modules[name], t)
   end
@@ -117,6 +117,38 @@ local function ends(stages, width)
   return into, out
 end
 
+-- The channels that go into a convolutional stage and come out of it.
+local function channels_of(stage)
+  local made, into, out = {}, nil, nil
+  for _, t in ipairs(stage.tensors) do
+    if #t.shape >= 3 then made[t.shape[1]], out = true, math.max(out or 0, t.shape[1]) end
+  end
+  for _, t in ipairs(stage.tensors) do
+    if #t.shape >= 3 and t.shape[2] > 1 and (not made[t.shape[2]] or not into) then into = t.shape[2] end
+  end
+  return into, out
+end
+
+-- Stacks of convolutions in the order in which channels lead from one to the next; names decide where several would fit.
+local function chained(stages, loose)
+  local lists, current = {}, nil
+  for _, stage in ipairs(stages) do
+    local last = lists[#lists]
+    if last and last[1].stack == stage.stack then last[#last + 1] = stage else lists[#lists + 1] = { stage } end
+  end
+  if #lists < 2 or #lists > 64 then return stages end
+  for _, t in ipairs(loose) do if #t.shape >= 3 and t.shape[2] <= 4 then current = t.shape[1] end end
+  local all = {}
+  while #lists > 0 do
+    local at = 1
+    for i = #lists, 1, -1 do if channels_of(lists[i][1]) == current then at = i end end
+    local list = table.remove(lists, at)
+    for _, stage in ipairs(list) do all[#all + 1] = stage end
+    current = select(2, channels_of(list[#list])) or current
+  end
+  return all
+end
+
 -- Tensors without a stage: those of the stem, and those of the head. Words decide; where they say nothing, shapes do.
 local function split(loose, stages, width)
   local stem, head, tables, unsure = {}, {}, {}, {}
@@ -124,15 +156,15 @@ local function split(loose, stages, width)
   local into, out = ends(stages, width)
   local function to_stem(t)
     stem[#stem + 1] = t
-    modules[module_of(t.name)] = true
+    modules[module_of(t.path)] = true
     if #t.shape >= 2 then
-      parents[parent_of(module_of(t.name))] = (parents[parent_of(module_of(t.name))] or 0) + 1
+      parents[parent_of(module_of(t.path))] = (parents[parent_of(module_of(t.path))] or 0) + 1
       channels[t.shape[#t.shape == 2 and 2 or 1]] = true
     end
   end
   local named_table = false
   for _, t in ipairs(loose) do
-    local module = module_of(t.name)
+    local module = module_of(t.path)
     if is_stem(module) then
       to_stem(t)
       if #t.shape == 2 then named_table = true end
@@ -160,23 +192,38 @@ local function split(loose, stages, width)
       to_stem(t)
     end
   end
-  local body_first = stages[1] and stages[1].kind
+  local body_first, above = stages[1] and stages[1].kind, {}
+  for _, stage in ipairs(stages) do
+    if stage ~= stages[1] and stage.stack == stages[1].stack then break end
+    local up = parent_of(stage.stack)
+    while up ~= "" do above[up], up = true, parent_of(up) end
+  end
   for _, t in ipairs(unsure) do
-    local module = module_of(t.name)
-    local near = modules[module] or (parents[parent_of(module)] or 0) >= 2 and parent_of(module) ~= ""
+    local module = module_of(t.path)
+    local parent = parent_of(module)
+    local near = modules[module] or (parents[parent] or 0) >= 2 and parent ~= "" and not above[parent] 
     local follows = body_first == "convolution" and #t.shape <= 1 and (#t.shape == 0 or channels[t.shape[1]])
     if near or follows then stem[#stem + 1] = t else head[#head + 1] = t end
   end
   return stem, head
 end
 
--- names: all tensors' names; info(name) -> {shape, dtype, bytes}. Returns stages {name, kind, index, stack, tensors = {{name, shape,
--- dtype, bytes, buffer}}}: at most one stem, the numbered ones (index 0, 1, ...), at most one head; and the stacks {name, count}.
+-- What parts names where no dot does: "/", ":" or "_"; nil where dots do.
+local function separator_of(names)
+  for _, separator in ipairs { "%.", "/", ":", "_" } do
+    for i = 1, math.min(#names, 1000) do
+      if names[i]:find(separator) then return separator ~= "%." and separator or nil end
+    end
+  end
+end
+
+-- names: all tensors' names; info(name) -> {shape, dtype, bytes}. Returns stages {name, kind, index, stack, tensors = {{name, path
+-- (the name parted by dots), shape, dtype, bytes, buffer}}}: at most one stem, the numbered ones (index 0, 1, ...), at most one head; and the stacks {name, count}.
 function discover.stages(names, info)
-  local list = {}
+  local list, separator = {}, separator_of(names)
   for i, name in ipairs(names) do
     local one = info(name)
-    list[i] = { name = name, shape = one.shape, dtype = one.dtype, bytes = one.bytes }
+    list[i] = { name = name, path = separator and name:gsub(separator, ".") or name, shape = one.shape, dtype = one.dtype, bytes = one.bytes }
   end
   state.mark(list)
   local stages, loose = stacks.find(list, outside)
@@ -194,7 +241,7 @@ function discover.stages(names, info)
         body[#body + 1] = stage
       end
     end
-    stages = body
+    stages = chained(body, loose)
   end
   loose = recurrent_modules(loose, stages)
   local width = stream_width(stages, loose)

@@ -90,7 +90,10 @@ local function fits(c, a, f)
       return nil
     end
   end
-  return true
+  local unused = 0
+  for _, n in pairs(left.out) do unused = unused + n end
+  for _, n in pairs(left.into) do unused = unused + n end
+  return unused
 end
 
 local MOST_SHAPES = 24 -- of a block, that are tried against each other
@@ -116,8 +119,9 @@ function block.read(matrices, w)
   end
   for _, a in ipairs(attentions(c)) do
     for _, f in ipairs(feeds(c)) do
-      if a.used + f.used > 0 and fits(c, a, f) then
-        local s = score(a, f)
+      local unused = a.used + f.used > 0 and fits(c, a, f)
+      if unused then
+        local s = score(a, f) - 0.2 * unused
         local one = { query = a.query, kv = a.kv, qkv = a.fused, inner = f.inner, gated = f.gated, gate_up = f.fused,
           used = a.used + f.used, of = total, score = s }
         if not best or s > best.score then
@@ -130,6 +134,30 @@ function block.read(matrices, w)
     end
   end
   return best, rivals
+end
+
+-- Experts whose names do not number them: a router (E, w), and E times two or three matrices beside the attention that `reading` found.
+-- Returns their number, how many matrices each has, and their inner width; or nil.
+function block.experts(matrices, w, reading)
+  if not reading or not reading.query then return nil end
+  local c = count(matrices, w)
+  local left = copy(c)
+  take(left, "into", reading.query)
+  if reading.qkv then take(left, "out", reading.qkv) else
+    take(left, "out", reading.query)
+    take(left, "out", reading.kv, 2)
+  end
+  for _, e in ipairs(sorted(left.out)) do
+    if left.out[e] == 1 and e > 1 and e < w then
+      local total, alike, inner = left.square, left.square % e == 0, left.square > 0 and w or nil
+      for _, way in ipairs { "out", "into" } do
+        for x, n in pairs(left[way]) do
+          if x ~= e and n > 0 then total, alike, inner = total + n, alike and n % e == 0, x end
+        end
+      end
+      if alike and (total == 2 * e or total == 3 * e) then return e, total / e, inner end
+    end
+  end
 end
 
 return block

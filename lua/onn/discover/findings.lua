@@ -159,8 +159,9 @@ function findings.of(stages, stacks)
   for i, stack in ipairs(stacks) do
     facts.layers = facts.layers + stack.count
     if i <= 20 then
-      add("stack", ("%s: %d stages"):format(stack.name == "" and "(no prefix)" or stack.name, stack.count), stack.count > 1 and 0.95 or 0.5,
-        "a number in the names counts them")
+      local one = stack.count == 1
+      add("stack", ("%s: %d stage%s"):format(stack.name == "" and "(no prefix)" or stack.name, stack.count, one and "" or "s"),
+        one and 0.5 or 0.95, one and "stands alone" or "a number in the names counts them")
     end
   end
   if #stacks > 20 then add("stack", ("%d more"):format(#stacks - 20), 0.9, "as above") end

@@ -9,26 +9,26 @@ local function module_of(name) return name:match "^(.*)%.[^.]+$" or name end
 local function experts_of(stage)
   local groups, order, rest = {}, {}, {}
   for _, t in ipairs(stage.tensors) do
-    local relative = t.name:sub(#stage.name + 1)
-    local prefix, number, suffix = relative:match "^(.-[%./:])(%d+)([%./:].*)$"
+    local relative = t.path:sub(#stage.name + 1)
+    local prefix, number, suffix = relative:match "^(.-)(%d+)(%..*)$"
     if prefix and #number < 7 then
       local group = groups[prefix]
       if not group then
-        group = { numbers = {}, count = 0, kinds = {}, tensors = {} }
+        group = { numbers = {}, count = 0, kinds = {}, tensors = {}, matrices = 0 }
         groups[prefix], order[#order + 1] = group, group
       end
       if not group.numbers[number] then group.numbers[number], group.count = true, group.count + 1 end
       local kind = suffix .. table.concat(t.shape, ",")
       group.kinds[kind] = (group.kinds[kind] or 0) + 1
       group.tensors[#group.tensors + 1] = t
-      group.matrix = group.matrix or #t.shape == 2
+      if #t.shape == 2 then group.matrices = group.matrices + 1 end
     else
       rest[#rest + 1] = t
     end
   end
   local count, per, inside
   for _, group in ipairs(order) do
-    local alike = group.count > 1 and group.matrix and #group.tensors < #stage.tensors
+    local alike = group.count > 1 and group.matrices >= 2 * group.count and #group.tensors < #stage.tensors
     for _, n in pairs(group.kinds) do alike = alike and n == group.count end
     if alike and not count then
       count, per, inside = group.count, #group.tensors / group.count, group.tensors
@@ -44,7 +44,7 @@ end
 local function is_transposed(tensors, width)
   local modules, order, lengths = {}, {}, {}
   for _, t in ipairs(tensors) do
-    local m = module_of(t.name)
+    local m = module_of(t.path)
     if not modules[m] then
       modules[m] = { matrices = {}, vectors = {} }
       order[#order + 1] = modules[m]
@@ -84,7 +84,7 @@ end
 local function vectors_of(tensors, width, found)
   local modules, order = {}, {}
   for _, t in ipairs(tensors) do
-    local m = module_of(t.name)
+    local m = module_of(t.path)
     if not modules[m] then
       modules[m] = { matrices = 0, list = {} }
       order[#order + 1] = modules[m]
@@ -158,10 +158,9 @@ function shapes.read(stage, width)
   end
   found.matrices = #matrices
   found.reading, found.rivals = block.read(matrices, width)
-  if found.experts and found.reading and found.reading.inner then
-    -- with experts the feed-forward may be theirs alone
-    local attention_only = block.read(matrices, width)
-    found.reading = attention_only
+  if not found.experts then
+    found.experts, found.per_expert, found.expert_inner = block.experts(matrices, width, found.reading)
+    if found.experts then found.reading.inner, found.reading.gated = nil, nil end
   end
   vectors_of(tensors, width, found)
   guess_roles(tensors, width, found)

@@ -146,7 +146,7 @@ local function natural_key(text) return (text:gsub("%d+", function(n) return ("%
 local function gather(list)
   local strong, weak, later, order = {}, {}, {}, {}
   for _, t in ipairs(list) do
-    local marks = numbers(t.name)
+    local marks = numbers(t.path)
     local mark = first_strong(marks)
     if mark then
       local group = strong[mark.prefix]
@@ -157,7 +157,7 @@ local function gather(list)
       put(group, mark, t)
     else
       later[#later + 1] = { tensor = t, marks = marks }
-      local last = last_word(t.name)
+      local last = last_word(t.path)
       if last then table.insert(marks, 1, last) end
       for _, one in ipairs(marks) do
         local key = one.prefix .. (one.leaf and "\0" or "")
@@ -194,7 +194,9 @@ local function gather_weak(weak, later, have_strong)
     table.sort(group.numbers)
     local total = 0
     for _, number in ipairs(group.numbers) do total = total + #group.members[number] end
-    if likeness(group) >= 0.4 and (not have_strong or total >= 4 * #group.numbers) then
+    local row = #group.numbers
+    row = row >= 4 and group.numbers[row] - group.numbers[1] == row - 1
+    if (row or likeness(group) >= 0.4) and (not have_strong or total >= 4 * #group.numbers) then
       kept[#kept + 1] = group
     else
       for _, number in ipairs(group.numbers) do for _, m in ipairs(group.members[number]) do loose[#loose + 1] = m.tensor end end

@@ -52,7 +52,7 @@ function state.mark(tensors)
   local modules, order = {}, {}
   for _, t in ipairs(tensors) do
     t.buffer = state.named(t.name, t) or is_mask(t)
-    local name = module_of(t.name)
+    local name = module_of(t.path)
     if not modules[name] then modules[name], order[#order + 1] = {}, name end
     table.insert(modules[name], t)
   end
