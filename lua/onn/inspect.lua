@@ -36,7 +36,7 @@ end
 
 -- Returns the analysis: {path, architecture, architecture_type, total_params, total_bytes, total_size_gb, num_layers, hidden_sizes,
 -- layer_groups {role = tensor names}, dtypes {dtype = parameters}, stages {name, kind, index, parameters, bytes, tensors}, buffers,
--- runnable, missing; and of what cannot be run findings {what, value, confidence, why} and not_told (what shapes do not say)} and the model (open; close it), or nil, message, code. opt: dtype, config (instead of config.json).
+-- runnable, missing; and of what cannot be run findings {what, value, confidence, why} and not_told (what shapes do not say)} and the model (open; close it), or nil, message, code. opt: as Model.open's.
 function inspect.analyse(path, opt)
   local model, message, code = Model.open(path, opt)
   if not model then return nil, message, code end
@@ -86,17 +86,6 @@ end
 function inspect.summary(a)
   return { name = a.architecture, total_params = a.total_params, total_size_gb = a.total_size_gb, architecture_type = a.architecture_type,
     num_layers = a.num_layers, hidden_sizes = a.hidden_sizes, layer_groups = a.layer_groups }
-end
-
--- Values of --set as a config holds them: numbers, true, false, JSON, else text.
-function inspect.stand_in(family, pairs_given)
-  local config = { model_type = family }
-  for key, text in pairs(pairs_given or {}) do
-    local value = json.decode(text)
-    if value == nil then value = text end
-    config[key] = value
-  end
-  return config
 end
 
 return inspect

@@ -22,7 +22,8 @@ local function choose_dtype(wanted, store)
   return native and (bytes.BF16 or 0) + (bytes.F16 or 0) > (bytes.F32 or 0) and "bf16" or "f32"
 end
 
--- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json).
+-- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json), family and
+-- set ({key = JSON text}): what config.json lacks, or says otherwise (onn.arch.infer).
 -- Returns the model (weights not loaded), or nil, message, code. `model.missing` lists what stands in the way of running it.
 function Model.open(path, opt)
   opt = opt or {}
@@ -38,14 +39,21 @@ function Model.open(path, opt)
     config, message, code = files.read_json(directory .. "/config.json")
     if not config then
       if code ~= "io" then store:close() return nil, message, code end
-      self.missing = { "config.json (" .. message .. ")" }
-      return self
+      if not opt.family then
+        self.missing = { "config.json (" .. message .. ")" }
+        return self
+      end
+      self.stand_in = true
     end
+  end
+  if opt.family or opt.set then
+    config, message, code = require("onn.arch.infer").config(config, opt, store)
+    if not config then store:close() return nil, message, code end
   end
   self.config = type(config) == "table" and arch.clean(config) or {}
   local described, wrong = arch.describe(config)
   if not described then
-    self.missing = wrong
+    self.missing = self.stand_in and require("onn.arch.infer").asked_for(wrong) or wrong
     return self
   end
   self.missing = arch.check(described, store)
