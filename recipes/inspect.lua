@@ -91,6 +91,11 @@ else
 end
 
 cli.print ""
+if a.assumed then
+  local list = {}
+  for i, one in ipairs(a.assumed) do list[i] = ("%s=%s (%s)"):format(one.key, tostring(one.value), one.from) end
+  cli.print("config        " .. table.concat(list, ", "))
+end
 if a.runnable then
   cli.print(("runnable      yes, in %s\nin memory     generate from %s, train from %s (LoRA, micro-batch 1, activations rebuilt)"):format(
     model.dtype, units.bytes(needs.generate), units.bytes(needs.train)))

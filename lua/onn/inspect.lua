@@ -1,6 +1,8 @@
 -- What a model is: parameters, bytes, stages and tensors, and what stands in the way of running it. Reads headers only.
+local arch = require "onn.arch"
 local discover = require "onn.discover"
 local findings = require "onn.discover.findings"
+local files = require "onn.files"
 local json = require "onn.core.json"
 local Model = require "onn.model"
 
@@ -34,9 +36,27 @@ local function architecture_name(model, kind)
 end
 
 
+-- What stands for the keys of a config.json that were not given: from shapes, or the family's default.
+local function assumed(model, opt)
+  if not opt or not opt.family or not model.sizes then return nil end
+  local list = json.array {}
+  local file = files.read_json(model.directory .. "/config.json")
+  for role, names in pairs(arch.families()[opt.family].config) do
+    local key = type(names) == "table" and names[1] or names
+    local given = opt.set and opt.set[key] or type(file) == "table" and file[key]
+    local value = model.config[key]
+    if value == nil then value = model.sizes[role] end
+    if not given and value ~= nil and type(value) ~= "table" then
+      list[#list + 1] = { key = key, value = value, from = model.config[key] ~= nil and "shapes" or "default" }
+    end
+  end
+  table.sort(list, function(x, y) return x.key < y.key end)
+  return list
+end
+
 -- Returns the analysis: {path, architecture, architecture_type, total_params, total_bytes, total_size_gb, num_layers, hidden_sizes,
 -- layer_groups {role = tensor names}, dtypes {dtype = parameters}, stages {name, kind, index, parameters, bytes, tensors}, buffers,
--- runnable, missing; and of what cannot be run findings {what, value, confidence, why} and not_told (what shapes do not say)} and the model (open; close it), or nil, message, code. opt: as Model.open's.
+-- runnable, missing; with opt.family assumed {key, value, from}; and of what cannot be run findings {what, value, confidence, why} and not_told (what shapes do not say)} and the model (open; close it), or nil, message, code. opt: as Model.open's.
 function inspect.analyse(path, opt)
   local model, message, code = Model.open(path, opt)
   if not model then return nil, message, code end
@@ -72,6 +92,7 @@ function inspect.analyse(path, opt)
   a.total_size_gb = a.total_bytes / 1e9
   a.architecture_type = facts and facts.type or discover.type(stages)
   a.findings, a.not_told = found and json.array(found), lacking and json.array(lacking)
+  a.assumed = assumed(model, opt)
   a.architecture = architecture_name(model, a.architecture_type)
   a.hidden_sizes = json.array(model.sizes and { model.sizes.width } or discover.widths(stages))
   for i, line in ipairs(model.missing) do a.missing[i] = line end

@@ -2,6 +2,7 @@
 local arch = require "onn.arch"
 local core = require "onn.core.tensor"
 local files = require "onn.files"
+local missing = require "onn.missing"
 local rope = require "onn.nn.rope"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
@@ -40,7 +41,7 @@ function Model.open(path, opt)
     if not config then
       if code ~= "io" then store:close() return nil, message, code end
       if not opt.family then
-        self.missing = { "config.json (" .. message .. ")" }
+        self.missing = { "config.json (" .. message .. "); --family NAME does without" }
         return self
       end
       self.stand_in = true
@@ -110,13 +111,8 @@ function Model:load(opt)
   return true
 end
 
--- One line that says what is missing to run this model, naming the first few things.
-function Model:why_not()
-  local shown = {}
-  for i = 1, math.min(3, #self.missing) do shown[i] = self.missing[i] end
-  local rest = #self.missing - #shown
-  return ("%s cannot be run: %s%s"):format(self.path, table.concat(shown, "; "), rest > 0 and (" and %d more"):format(rest) or "")
-end
+-- One line that says what is missing to run this model.
+function Model:why_not() return ("%s cannot be run: %s"):format(self.path, missing(self.missing)) end
 
 function Model:parameters()
   local total = 0
