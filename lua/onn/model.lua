@@ -1,4 +1,5 @@
 -- A model: a chain of stages whose weights come from a store. Opening reads headers only; load() brings the weights.
+local alibi = require "onn.nn.alibi"
 local arch = require "onn.arch"
 local core = require "onn.core.tensor"
 local files = require "onn.files"
@@ -21,6 +22,13 @@ local function choose_dtype(wanted, store)
   end
   local _, native = core.backend()
   return native and (bytes.BF16 or 0) + (bytes.F16 or 0) > (bytes.F32 or 0) and "bf16" or "f32"
+end
+
+-- A weight stored (in, out) as the products take it.
+local function transposed(w)
+  local view = w:transpose(1, 2)
+  w:free()
+  return view
 end
 
 -- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json), family and
@@ -52,7 +60,7 @@ function Model.open(path, opt)
     if not config then store:close() return nil, message, code end
   end
   self.config = type(config) == "table" and arch.clean(config) or {}
-  local described, wrong = arch.describe(config)
+  local described, wrong = arch.describe(config, store)
   if not described then
     self.missing = self.stand_in and require("onn.arch.infer").asked_for(wrong) or wrong
     return self
@@ -61,7 +69,10 @@ function Model.open(path, opt)
   self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
   self.net, self.run = described.net, described.net.forward
   self.dtype = choose_dtype(opt.dtype, store)
-  self.angles = self.sizes.rope and rope.new(self.sizes.rope)
+  local c = self.sizes
+  self.angles = c.rope and rope.new(c.rope, c.interleaved, c.rope_backwards)
+  self.local_angles = c.rope_of_windows and rope.new(c.rope_of_windows, c.interleaved)
+  self.slopes = c.alibi and alibi.new(c.heads, c.slope_scale)
   return self
 end
 
@@ -72,7 +83,7 @@ function Model:load_stage(stage)
     local dtype = t.vector and "f32" or (self.dtype == "bf16" and "bf16" or nil)
     local w, message, code = self.store:read(t.name, dtype)
     if not w then return nil, message, code end
-    weights[t.role] = core.keep(w)
+    weights[t.role] = core.keep(t.transposed and transposed(w) or w)
   end
   for _, layer in ipairs(stage.layers) do
     layer.weight, layer.bias = weights[layer.role], weights[layer.role .. "_bias"]
@@ -145,9 +156,9 @@ function Model:run_head(items, around)
   end
   for _, item in ipairs(items) do around(item, function(carry) return steps.begin(sizes, stage, carry, item.ctx) end) end
   self.ring:tiles(i, function(weight, first)
-    for _, item in ipairs(items) do steps.part(item.carry, item.ctx, weight, first) end
+    for _, item in ipairs(items) do steps.part(sizes, item.carry, item.ctx, weight, first) end
   end)
-  for _, item in ipairs(items) do around(item, function(carry) return steps.finish(carry, item.ctx) end) end
+  for _, item in ipairs(items) do around(item, function(carry) return steps.finish(sizes, carry, item.ctx) end) end
 end
 
 -- Runs every stage without gradients for all items {carry, ctx}, stage by stage; each item's carry becomes the last one.
@@ -232,7 +243,7 @@ end
 
 function Model:close()
   self:unload()
-  if self.angles then self.angles:free() end
+  for _, table in pairs { self.angles or false, self.local_angles or false, self.slopes or false } do if table then table:free() end end
   self.store:close()
 end
 

@@ -38,7 +38,7 @@ describe("onn inspect", function()
     for _, stage in ipairs(a.stages) do sum = sum + stage.parameters end
     assert.equal(a.total_params, sum)
     assert.same({ "model.layers.2", "block", 2, block }, { a.stages[4].name, a.stages[4].kind, a.stages[4].index, a.stages[4].parameters })
-    assert.same({ 64, 32 }, a.stages[4].tensors[6].shape)
+    assert.same({ 64, 32 }, a.stages[4].tensors[7].shape)
     assert.is_true(a.needs_bytes.generate_streamed < a.needs_bytes.generate and a.needs_bytes.train_streamed < a.needs_bytes.train)
     assert.equal(12, #a.layer_groups.attention)
   end)
