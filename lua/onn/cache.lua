@@ -50,7 +50,7 @@ function Part:attend(layer, q, k, v, mask)
   keys:narrow(1, length + 1, n):copy(k)
   values:narrow(1, length + 1, n):copy(v)
   keys, values = keys:narrow(1, 1, length + n), values:narrow(1, 1, length + n)
-  return (core.attention(q, keys, values, self.q_starts, self.k_starts, true, mask.window or 0, mask.scale))
+  return (core.attention(q, keys, values, self.q_starts, self.k_starts, true, mask.window or 0, mask.scale, false, mask))
 end
 
 -- The next n tokens of slot's prompt, for ctx.cache; several parts may be under way, each slot's in order. The caller has made room,
@@ -75,7 +75,7 @@ function Cache:attend(layer, q, k, v, mask)
     block.k:select(1, s):narrow(1, at, 1):copy(k:narrow(1, s, 1))
     block.v:select(1, s):narrow(1, at, 1):copy(v:narrow(1, s, 1))
   end
-  return core.attention_decode(q, block.k, block.v, self.valid, mask.window or 0, mask.scale)
+  return core.attention_decode(q, block.k, block.v, self.valid, mask.window or 0, mask.scale, mask)
 end
 
 -- Prepares for one row of every slot; finish with advance().

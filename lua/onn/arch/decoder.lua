@@ -194,7 +194,7 @@ function forward.head(c, stage, carry, ctx)
   local x, weight, bias = head_input(c, stage, carry, ctx), stage.weights.head, stage.weights.head_bias
   carry.last_hidden = x
   if ctx.labels then
-    carry.nll = ops.head_loss(x, weight, ctx.labels, carry.starts, ctx.loss_scale, c.logits_scale or 1)
+    carry.nll = ops.head_loss(x, weight, bias, ctx.labels, carry.starts, ctx.loss_scale, c.logits_scale or 1, c.final_cap)
   elseif ctx.decode then
     carry.logits = scaled(c, core.linear_decode(x, weight, bias, nil, nil, nil, "f32"))
   else
@@ -222,8 +222,10 @@ end
 -- weight: the rows of the head from `first` on, counted from 0.
 function head.part(c, carry, ctx, weight, first)
   local x, n = carry.last_hidden, weight:size(1)
+  if ctx.labels then
+    return core.head_part(carry.loss, x, weight, ctx.labels, first, c.logits_scale or 1, carry.head_bias, c.final_cap)
+  end
   local bias = carry.head_bias and carry.head_bias:narrow(1, first + 1, n)
-  if ctx.labels then return core.head_part(carry.loss, x, weight, ctx.labels, first, c.logits_scale or 1) end
   local columns = carry.logits:narrow(2, first + 1, n)
   if ctx.decode then
     core.linear_decode(x, weight, bias, nil, nil, nil, "f32", columns)
@@ -235,7 +237,7 @@ end
 function head.finish(c, carry, ctx)
   local out = copy(carry)
   if ctx.labels then
-    out.nll = ops.head_end(carry.last_hidden, carry.loss, ctx.labels, ctx.loss_scale, c.logits_scale or 1)
+    out.nll = ops.head_end(carry.last_hidden, carry.loss, ctx.labels, ctx.loss_scale, c.logits_scale or 1, c.final_cap)
     out.loss = nil
   else
     out.logits = scaled(c, carry.logits)

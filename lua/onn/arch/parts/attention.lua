@@ -17,7 +17,7 @@ local norm_width = {
   distinct = function(c) return { c.heads, c.head_size }, { c.kv_heads, c.head_size } end,
 }
 
-function attention.tensors(c, layer, add)
+function attention.tensors(c, _, add)
   local q, kv = widths(c)
   local n, bias = c.names, c.bias
   if c.qkv then
