@@ -3,6 +3,7 @@ local alibi = require "onn.nn.alibi"
 local arch = require "onn.arch"
 local core = require "onn.core.tensor"
 local files = require "onn.files"
+local missing = require "onn.missing"
 local rope = require "onn.nn.rope"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
@@ -30,7 +31,8 @@ local function transposed(w)
   return view
 end
 
--- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json).
+-- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json), family and
+-- set ({key = JSON text}): what config.json lacks, or says otherwise (onn.arch.infer).
 -- Returns the model (weights not loaded), or nil, message, code. `model.missing` lists what stands in the way of running it.
 function Model.open(path, opt)
   opt = opt or {}
@@ -46,14 +48,21 @@ function Model.open(path, opt)
     config, message, code = files.read_json(directory .. "/config.json")
     if not config then
       if code ~= "io" then store:close() return nil, message, code end
-      self.missing = { "config.json (" .. message .. ")" }
-      return self
+      if not opt.family then
+        self.missing = { "config.json (" .. message .. "); --family NAME does without" }
+        return self
+      end
+      self.stand_in = true
     end
+  end
+  if opt.family or opt.set then
+    config, message, code = require("onn.arch.infer").config(config, opt, store)
+    if not config then store:close() return nil, message, code end
   end
   self.config = type(config) == "table" and arch.clean(config) or {}
   local described, wrong = arch.describe(config, store)
   if not described then
-    self.missing = wrong
+    self.missing = self.stand_in and require("onn.arch.infer").asked_for(wrong) or wrong
     return self
   end
   self.missing = arch.check(described, store)
@@ -113,13 +122,8 @@ function Model:load(opt)
   return true
 end
 
--- One line that says what is missing to run this model, naming the first few things.
-function Model:why_not()
-  local shown = {}
-  for i = 1, math.min(3, #self.missing) do shown[i] = self.missing[i] end
-  local rest = #self.missing - #shown
-  return ("%s cannot be run: %s%s"):format(self.path, table.concat(shown, "; "), rest > 0 and (" and %d more"):format(rest) or "")
-end
+-- One line that says what is missing to run this model.
+function Model:why_not() return ("%s cannot be run: %s"):format(self.path, missing(self.missing)) end
 
 function Model:parameters()
   local total = 0

@@ -8,6 +8,7 @@
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
 -- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.
 local json = require "onn.core.json"
+local keys = require "onn.arch.keys"
 local lfs = require "lfs"
 local program = require "onn.core.program"
 local values = require "onn.arch.config"
@@ -93,8 +94,11 @@ function arch.describe(config, store)
     if given[key] == nil and nested[key] == nil then config[key] = value end
   end
   local net = require("onn.arch." .. (family.net or "decoder"))
-  local sizes, wrong = net.describe(config, family)
+  local read = { model_type = true, architecture = true }
+  local sizes, wrong = net.describe(keys.recorded(config, read), family)
   if not sizes then return nil, wrong end
+  wrong = keys.unread(config, read, family)
+  if #wrong > 0 then return nil, wrong end
   local stages = net.stages(sizes)
   if family.prefix and store and not store:info(stages[1].tensors[1].name) then without_prefix(stages, family.prefix) end
   return { family = family, sizes = sizes, stages = stages, config = config, net = net }
