@@ -60,8 +60,8 @@ VARIANTS = {
     "bert_relu": ("bert", dict(hidden_act="relu")),
 }
 FIXED = {"gpt_neo": dict(attention_types=[[["global", "local"], 1]]), "mpt": dict(), "bloom": dict(),
-         "helium": dict(head_dim=8), "deepseek_v2": dict(num_key_value_heads=4), "deepseek_v3": dict(num_key_value_heads=4),
-         "youtu": dict(num_key_value_heads=4), "minicpm3": dict(num_key_value_heads=4), "nemotron": dict(num_key_value_heads=2),
+         "helium": dict(head_dim=8), "deepseek_v2": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4), "deepseek_v3": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4),
+         "youtu": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4), "minicpm3": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4), "nemotron": dict(num_key_value_heads=2),
          "gpt_neox": dict(rotary_pct=0.5), "persimmon": dict(), "opt": dict(word_embed_proj_dim=32)}
 
 
@@ -97,7 +97,12 @@ def make(tools, name, family, out):
     family.fill(model, tools.seeded(name, "weights"))
     family.save(model, folder)
     inputs = family.inputs(model, tools.seeded(name, "inputs"))
-    results = tools.reference(family, folder, inputs, name, torch.float32)
+    try:
+        results = tools.reference(family, folder, inputs, name, torch.float32)
+    except (ValueError, AttributeError) as e:                           # PEFT refuses some modules; some get no gradient
+        print(name, "without adapters:", str(e).splitlines()[0][:100])
+        family.lora = None
+        results = tools.reference(family, folder, inputs, name, torch.float32)
     margin = results.pop("greedy_margin", 1)
     if margin < 1e-3:
         results.pop("greedy")                                           # hangs on rounding

@@ -175,8 +175,8 @@ local function head_input(c, stage, carry, ctx)
   local x = ctx.only and ctx.only(carry.hidden) or carry.hidden
   if c.names.final_norm then
     x = norm.apply(c, stage, "final_norm", x, ctx.dtype)
-  elseif ctx.dtype ~= "f32" then
-    x = ops.to(x, ctx.dtype)
+  else
+    x = ctx.dtype ~= "f32" and ops.to(x, ctx.dtype) or ops.view(x, x:shape()) -- a handle of its own: it is freed before the carry
   end
   if c.embed_width then x = (ops.linear(x, stage.weights.project_out, nil, nil, nil, nil, nil, ctx.dtype)) end
   return x

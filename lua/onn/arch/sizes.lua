@@ -114,8 +114,8 @@ end
 
 -- Rotary angles, of full and of windowed layers where they differ (c.rope, c.local_angles).
 local function read_rope(config, c, wrong)
+  local given = config.rope_parameters -- has no meaning for the others
   if c.position_type == "none" or c.alibi or c.learned_positions then return end
-  local given = config.rope_parameters
   local options = { theta = c.rope_theta, share = c.rotary_share, dims = c.rotary_dims, positions = c.positions }
   local main, other = config, nil
   if type(given) == "table" and type(given.full_attention) == "table" then
