@@ -36,7 +36,7 @@ function fresh.config(text, vocabulary)
     if config[name] == nil then config[name] = described.sizes[key] end
   end
   if config.tie_word_embeddings == nil then config.tie_word_embeddings = false end
-  if not config.rope_parameters and config.rope_theta == nil then config.rope_theta = described.sizes.rope.theta end
+  if described.sizes.rope and not config.rope_parameters and config.rope_theta == nil then config.rope_theta = described.sizes.rope.theta end
   return config
 end
 
@@ -140,7 +140,7 @@ function fresh.tokenizer(directory, config, opt)
   return true
 end
 
-local residual = { o = true, down = true }
+local residual = { o = true, down = true, out_proj = true }
 
 -- Matrices are normal with the config's initializer_range, norms 1, biases 0. The products that end in the residual stream are
 -- smaller by sqrt(2 layers), so that their sum over all layers keeps one layer's size. Numbers depend on the seed and the name only.
@@ -176,7 +176,8 @@ function fresh.weights(directory, config, seed)
     local values = {}
     for _, stage in ipairs(described.stages) do
       for _, t in ipairs(stage.tensors) do
-        values[t.name] = first_value(t, residual[t.role] and range / math.sqrt(2 * described.sizes.layers) or range, seed)
+        local own = described.net.first_value and described.net.first_value(described.sizes, t, seed)
+        values[t.name] = own or first_value(t, residual[t.role] and range / math.sqrt(2 * described.sizes.layers) or range, seed)
       end
     end
     return stores.write(directory .. "/model.safetensors", values, { format = "pt" })

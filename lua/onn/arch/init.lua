@@ -6,6 +6,8 @@
 --   start(model, batch)      -> the first carry
 --   forward(sizes, stage, carry, ctx) -> the next carry; the last stage gives carry.nll where ctx.labels are, else carry.logits
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
+--   cache(model, slots, capacity) -> optional: what generation carries, with onn.cache's interface; ctx.cache is it or one of its parts
+--   first_value(sizes, tensor, seed) -> optional: a tensor's first value in training from nothing, or nil: the usual one
 -- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.
 local json = require "onn.core.json"
 local keys = require "onn.arch.keys"
