@@ -115,7 +115,8 @@ end
 local function selection(model, adapter)
   local names, layers, paths, pairs_known = {}, {}, {}, 0
   for _, one in ipairs(adapter.modules) do
-    names[one.name:match "[^.]+$"], layers[one.index], paths[one.name] = true, true, true
+    names[one.name:match "[^.]+$"], paths[one.name] = true, true
+    if one.index then layers[one.index] = true end
   end
   for _, item in ipairs(model:linear_layers()) do
     if names[item.layer.name:match "[^.]+$"] and layers[item.stage.index] then pairs_known = pairs_known + 1 end
