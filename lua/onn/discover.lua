@@ -140,8 +140,11 @@ local function chained(stages, loose)
   for _, t in ipairs(loose) do if #t.shape >= 3 and t.shape[2] <= 4 then current = t.shape[1] end end
   local all = {}
   while #lists > 0 do
-    local at = 1
-    for i = #lists, 1, -1 do if channels_of(lists[i][1]) == current then at = i end end
+    local at, narrowest = 1, math.huge
+    for i, list in ipairs(lists) do -- of those that fit, what keeps the channels comes before what widens them
+      local into, out = channels_of(list[1])
+      if into == current and out < narrowest then at, narrowest = i, out end
+    end
     local list = table.remove(lists, at)
     for _, stage in ipairs(list) do all[#all + 1] = stage end
     current = select(2, channels_of(list[#list])) or current
@@ -201,7 +204,7 @@ local function split(loose, stages, width)
   for _, t in ipairs(unsure) do
     local module = module_of(t.path)
     local parent = parent_of(module)
-    local near = modules[module] or (parents[parent] or 0) >= 2 and parent ~= "" and not above[parent] 
+    local near = modules[module] or (parents[parent] or 0) >= 2 and parent ~= "" and not above[parent]
     local follows = body_first == "convolution" and #t.shape <= 1 and (#t.shape == 0 or channels[t.shape[1]])
     if near or follows then stem[#stem + 1] = t else head[#head + 1] = t end
   end
@@ -218,7 +221,8 @@ local function separator_of(names)
 end
 
 -- names: all tensors' names; info(name) -> {shape, dtype, bytes}. Returns stages {name, kind, index, stack, tensors = {{name, path
--- (the name parted by dots), shape, dtype, bytes, buffer}}}: at most one stem, the numbered ones (index 0, 1, ...), at most one head; and the stacks {name, count}.
+-- (the name parted by dots), shape, dtype, bytes, buffer}}}: at most one stem, the numbered ones (index 0, 1, ...), at most one head;
+-- and the stacks {name, count}.
 function discover.stages(names, info)
   local list, separator = {}, separator_of(names)
   for i, name in ipairs(names) do

@@ -56,7 +56,9 @@ end
 
 -- Returns the analysis: {path, architecture, architecture_type, total_params, total_bytes, total_size_gb, num_layers, hidden_sizes,
 -- layer_groups {role = tensor names}, dtypes {dtype = parameters}, stages {name, kind, index, parameters, bytes, tensors}, buffers,
--- runnable, missing; with opt.family assumed {key, value, from}; and of what cannot be run findings {what, value, confidence, why} and not_told (what shapes do not say)} and the model (open; close it), or nil, message, code. opt: as Model.open's.
+-- runnable, missing; with opt.family assumed {key, value, from}; and of what cannot be run findings
+-- {what, value, confidence, why} and not_told (what shapes do not say)} and the model (open; close it),
+-- or nil, message, code. opt: as Model.open's.
 function inspect.analyse(path, opt)
   local model, message, code = Model.open(path, opt)
   if not model then return nil, message, code end

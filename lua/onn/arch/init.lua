@@ -79,6 +79,8 @@ local function without_prefix(stages, prefix)
   end
 end
 
+local MOST_EXPERTS = 2 ^ 18 -- of all layers: each is several tensors to look for
+
 -- {family, sizes, stages, net} of a config, or nil and a list of what is missing for running it. store: of the tensors, if there is one; names
 -- may lack the family's prefix there.
 function arch.describe(config, store)
@@ -103,6 +105,11 @@ function arch.describe(config, store)
   local sizes, wrong = net.describe(keys.recorded(config, read), family, store)
   if not sizes then return nil, wrong end
   wrong = keys.unread(config, read, family)
+  local experts = type(sizes.moe) == "table" and sizes.moe.experts or 0
+  if experts * (sizes.layers or 1) > MOST_EXPERTS then
+    wrong[#wrong + 1] = ("config.json: %d experts in each of %d layers are more than the %d that are looked for"):format(experts, sizes.layers,
+      MOST_EXPERTS)
+  end
   if #wrong > 0 then return nil, wrong end
   local stages = net.stages(sizes)
   if family.prefix and store and not store:info(stages[1].tensors[1].name) then without_prefix(stages, family.prefix) end
