@@ -1,9 +1,9 @@
 -- evaluate: held-out loss, perplexity and bits per byte of a model on your data
+local classifier = require "onn.classifier"
 local cli = require "onn.cli"
 local data = require "onn.data"
 local limit = require "onn.limit"
 local lora = require "onn.nn.lora"
-local Model = require "onn.model"
 local model_options = require "onn.model_options"
 local plan = require "onn.plan"
 local runtime = require "onn.runtime"
@@ -31,11 +31,11 @@ local opt = cli.parse {
 settings.apply(opt, opt.model, { batch = true, chunk = true, threads = true, dtype = true }) -- the length says what the loss is of
 local machine = runtime.apply(opt)
 
-local model = cli.check(Model.open(opt.model, model_options.of(opt)))
+local model = cli.check(classifier.open(opt.model, opt.data, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
 local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
-opt.vocab_size = model.sizes.vocabulary
+opt.vocab_size, opt.classes, opt.own = model.sizes.vocabulary, classifier.classes(model), model.sizes.top ~= nil
 local set = cli.check(data.open(opt.data, tokenizer, opt))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
 opt.budget = machine.budget
@@ -50,6 +50,16 @@ if not needs.fits then
 end
 cli.check(model:load { ring = needs.ring })
 if opt.adapter then cli.check(lora.load(model, opt.adapter)) end
+if opt.classes then
+  local found = classifier.evaluate(model, set, { micro_batch = needs.micro_batch, seq_len = opt.seq_len })
+  if cli.wants_json() then
+    cli.json(found)
+  else
+    print(("accuracy       %.4f over %d samples"):format(found.accuracy, found.samples))
+    print(("loss           %.4f"):format(found.loss))
+  end
+  os.exit(0)
+end
 local loss, tokens = data.loss(model, set, { batch = opt.batch, micro_batch = needs.micro_batch, together = needs.together,
   seq_len = opt.seq_len })
 local result = { loss = loss, perplexity = math.exp(loss), tokens = tokens,

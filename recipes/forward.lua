@@ -17,7 +17,8 @@ local units = require "onn.units"
 
 local opt = cli.parse {
   name = "forward",
-  summary = "Runs the `input_ids` (rows, length) of a safetensors file through MODEL and writes `logits` (rows, length, vocabulary).",
+  summary = "Runs the `input_ids` (rows, length) of a safetensors file through MODEL and writes `logits` (rows, length, vocabulary), or"
+    .. " (rows, classes).",
   example = "onn forward models/tiny --input ids.safetensors --output out.safetensors",
   arguments = { { "MODEL", "model directory" } },
   options = model_options.add(streaming.add {
@@ -42,7 +43,7 @@ if not input:info "input_ids" then cli.fail(("%s: no tensor 'input_ids'"):format
 local ids = cli.check(input:read "input_ids")
 local labels = input:info "labels" and cli.check(input:read "labels")
 local checked = corpora.new()
-local fits, misfit = pcall(checked.add_tensor, checked, ids, labels)
+local fits, misfit = pcall(checked.add_tensor, checked, ids, not model.net.batch and labels or nil) -- others look at labels themselves
 if not fits then cli.fail(("%s: %s"):format(opt.input, misfit)) end
 local id, row, place = checked:beyond(model.sizes.vocabulary)
 if id then
@@ -80,13 +81,24 @@ end
 cli.check(model:load_by(needs.ring))
 local adapter = opt.adapter and cli.check(lora.load(model, opt.adapter))
 local outputs = {}
-local b = batch.from_ids(ids, labels)
+local function batch_of(with_labels)
+  if not model.net.batch then return batch.from_ids(ids, labels) end
+  local given = { input_ids = ids, labels = with_labels and labels or nil }
+  if input:info "token_type_ids" then given.token_type_ids = cli.check(input:read "token_type_ids") end
+  local b, wrong = model.net.batch(model.sizes, given)
+  return b or cli.fail(("%s: %s"):format(opt.input, wrong))
+end
+local b = batch_of(true)
 
-local carry = model:forward(model:carry(b), { training = false })
-outputs.logits = carry.logits:view { shape[1], shape[2], model.sizes.vocabulary }
+local carry = model:forward(model:carry(batch_of(false)), { training = false, keep_hidden = opt.hidden })
+local wide = model.sizes.outputs or model.sizes.vocabulary
+if carry.logits then -- a body alone has none
+  outputs.logits = carry.logits:view(carry.logits:size(1) == shape[1] and shape[2] > 1 and { shape[1], wide } or { shape[1], shape[2], wide })
+end
 if opt.hidden then outputs.hidden = carry.last_hidden:to("f32"):view { shape[1], shape[2], model.sizes.width } end
 
 if opt.gradients then
+  if b.supervised == 0 then cli.fail(opt.input .. ": no token has a label: there is no gradient") end
   cli.check(model:load_by(back.ring))
   local params = adapter and lora.parameters(adapter) or full.parameters(model)
   local total = sweep.gradient(model, { b }, { scale = 1 / b.supervised, seed = opt.seed, keep_from = back.sweep.keep_from,
@@ -96,5 +108,5 @@ if opt.gradients then
   for _, p in ipairs(params) do outputs["grad." .. p.name] = p.gradients[1] end
 end
 cli.check(store.write(opt.output, outputs, { format = "pt" }))
-local finite = select(2, core.total(outputs.logits:view { -1 }, false)) == 0
+local finite = not outputs.logits or select(2, core.total(outputs.logits:view { -1 }, false)) == 0
 if not finite then cli.fail("forward: the logits are not all finite") end

@@ -1,12 +1,12 @@
 -- train: LoRA (or full) fine-tuning of a model on your data
 local batch = require "onn.batch"
 local checkpoint = require "onn.checkpoint"
+local classifier = require "onn.classifier"
 local cli = require "onn.cli"
 local data = require "onn.data"
 local layers = require "onn.layers"
 local limit = require "onn.limit"
 local lora = require "onn.nn.lora"
-local Model = require "onn.model"
 local model_options = require "onn.model_options"
 local plot = require "onn.plot"
 local report = require "onn.report"
@@ -32,7 +32,7 @@ if wrong then cli.fail("train: " .. wrong, 2) end
 settings.apply(opt, opt.model)
 local machine = runtime.apply(opt)
 
-local model = cli.check(Model.open(opt.model, model_options.of(opt)))
+local model = cli.check(classifier.open(opt.model, opt.data, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
 local chosen, unknown = layers.parse(opt.layers, model, opt)
@@ -45,7 +45,7 @@ end
 local resume, replaced
 if not opt.dry_run then resume, replaced = checkpoint.choose(opt) end
 local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
-opt.vocab_size = model.sizes.vocabulary
+opt.vocab_size, opt.classes, opt.own = model.sizes.vocabulary, classifier.classes(model), model.sizes.top ~= nil
 local set = cli.check(data.open(opt.data, tokenizer, opt))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
 local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt))

@@ -4,6 +4,7 @@
 local batch = require "onn.batch"
 local completion = require "onn.completion"
 local data = require "onn.data"
+local embedding = require "onn.embedding"
 local layers = require "onn.layers"
 local limit = require "onn.limit"
 local lora = require "onn.nn.lora"
@@ -200,6 +201,18 @@ function Engine:generate(prompt, options, emit)
   opt.together = load_for_text(self, { ids }, opt).together
   local texts = completion.run(self.model, tokenizer, { ids }, opt, emit and function(_, piece) emit(piece) end)
   return texts[1]
+end
+
+-- Embeddings of texts: f32 (texts, width). texts: a text, or a list of texts (or of lists of ids). options: pooling ("mean", "cls", "max",
+-- "last") and normalize, by default as the model directory's files say; batch (tokens that go through together).
+function Engine:embed(texts, options)
+  options = options or {}
+  nearest.check(options, { "pooling", "normalize", "batch" }, "embed")
+  local how = assert(embedding.settings(self.model.directory))
+  for key, value in pairs(options) do how[key] = value end
+  if type(texts) == "string" then texts = { texts } end
+  if type(texts[1]) == "string" then how.tokenizer = text_tokenizer(self) end
+  return embedding.embed(self.model, texts, how)
 end
 
 -- Writes the trained adapter in PEFT's format.

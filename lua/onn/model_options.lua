@@ -15,7 +15,7 @@ function model_options.add(options)
   return all
 end
 
--- What Model.open takes of a recipe's options.
-function model_options.of(opt) return { dtype = opt.dtype, family = opt.family, set = opt.set } end
+-- What Model.open and onn.classifier take of a recipe's options.
+function model_options.of(opt) return { dtype = opt.dtype, family = opt.family, set = opt.set, seed = opt.seed, adapter = opt.adapter } end
 
 return model_options

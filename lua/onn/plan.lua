@@ -474,4 +474,13 @@ function plan.evaluation(model, set, opt, rates)
   return p
 end
 
+-- Nets other than the decoder have a plainer plan.
+for _, name in ipairs { "training", "inference", "generation", "evaluation" } do
+  local of_decoder = plan[name]
+  plan[name] = function(model, ...)
+    local decoder = model.net == require "onn.arch.decoder"
+    return (decoder and of_decoder or require("onn.plan.plain")[name])(model, ...)
+  end
+end
+
 return plan

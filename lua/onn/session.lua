@@ -8,6 +8,7 @@ local core = require "onn.core.ops"
 local full = require "onn.nn.full"
 local lora = require "onn.nn.lora"
 local optim = require "onn.optim"
+local saved = require "onn.nn.saved"
 local schedule = require "onn.schedule"
 local model_files = require "onn.model_files"
 local sweep = require "onn.sweep"
@@ -51,6 +52,9 @@ function Session.new(model, opt)
       for _, one in ipairs(self.adapter.modules) do one.dropout = opt.dropout end
     end
     self.params = lora.parameters(self.adapter)
+    local whole = saved.parameters(model)
+    for _, p in ipairs(whole) do self.params[#self.params + 1] = p end
+    self.adapter.saved = #whole > 0 and whole or nil
   end
   self.optimizer = optim.adamw.state()
   self.rate = schedule.new { kind = opt.schedule, warmup = opt.warmup, total = opt.total_steps or 1 }

@@ -7,6 +7,7 @@ local core = require "onn.core.ops"
 local scope = require "onn.scope"
 local signals = require "onn.core.signals"
 local tape = require "onn.autograd.tape"
+local tensors = require "onn.core.tensor"
 local trace = require "onn.trace"
 
 local sweep = {}
@@ -138,7 +139,11 @@ end
 -- The gradient of one micro-batch through stage i's tape, walked and freed.
 local function walk(self, i, item, t, out, dy)
   local before = item.ins[i]
-  local dx = scope(function() return t:backward({ [out] = dy }, item.batch.starts)[before or false] end)
+  local began = tensors.serial()
+  local dx = scope(function()
+    local g = t:backward({ [out] = dy }, item.base.starts)[before or false]
+    return g and tensors.serial(g) <= began and g:clone() or g -- the head's own goes with its tape
+  end)
   t:release()
   if before then
     item.ins[i] = nil
@@ -163,7 +168,8 @@ function Run:head(items, total)
   end)
   for _, item in ipairs(items) do
     total = core.running_sum(item.carry.nll, total)
-    item.carry.last_hidden:free()
+    local input = item.carry.last_hidden
+    if input and input ~= item.carry.hidden then input:free() end
     if back then
       walk(self, last, item, item.tapes[last], item.carry.nll, item.carry.nll) -- the head's rule made its gradient on the way forward
     else

@@ -97,6 +97,10 @@ def make(tools, name, family, out):
     family.fill(model, tools.seeded(name, "weights"))
     family.save(model, folder)
     inputs = family.inputs(model, tools.seeded(name, "inputs"))
+    if any("experts" in n for n, _ in model.named_modules()):           # as the shared references: adapters on the attention only
+        last = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "attn" in n + "attention"}
+        family.lora = sorted(last & {"q_proj", "k_proj", "v_proj", "o_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj",
+                                     "query_key_value", "dense", "qkv_proj"})
     try:
         results = tools.reference(family, folder, inputs, name, torch.float32)
     except (ValueError, AttributeError) as e:                           # PEFT refuses some modules; some get no gradient

@@ -1,13 +1,16 @@
 -- Architectures: which family a config names, which stages it has, and whether a store holds exactly their tensors.
 -- A family is one file in arch/families; it may build on another (base). Its `net` names the module onn.arch.NET that runs it
 -- (default: decoder). A net has
---   describe(config, family) -> sizes and switches, or nil and a list of what is wrong
+--   describe(config, family, store) -> sizes and switches, or nil and a list of what is wrong; store: the tensors, or nil for a new model
 --   stages(sizes)            -> {name, kind, index, layers = {{role, name, out, into}}, tensors = {{name, shape, role, vector}}, shares}
 --   start(model, batch)      -> the first carry
 --   forward(sizes, stage, carry, ctx) -> the next carry; the last stage gives carry.nll where ctx.labels are, else carry.logits
+--   ignorable(name)          -> optional: does nothing read this tensor of a checkpoint?
+--   batch(sizes, given)      -> optional: the batch of named tensors, or nil and a message (default: onn.batch.from_ids)
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
 --   cache(model, slots, capacity) -> optional: what generation carries, with onn.cache's interface; ctx.cache is it or one of its parts
 --   first_value(sizes, tensor, seed) -> optional: a tensor's first value in training from nothing, or nil: the usual one
+-- A tensor that is `fresh` may be made anew (onn.model).
 -- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.
 local json = require "onn.core.json"
 local keys = require "onn.arch.keys"
@@ -97,7 +100,7 @@ function arch.describe(config, store)
   end
   local net = require("onn.arch." .. (family.net or "decoder"))
   local read = { model_type = true, architecture = true }
-  local sizes, wrong = net.describe(keys.recorded(config, read), family)
+  local sizes, wrong = net.describe(keys.recorded(config, read), family, store)
   if not sizes then return nil, wrong end
   wrong = keys.unread(config, read, family)
   if #wrong > 0 then return nil, wrong end
@@ -113,16 +116,20 @@ local function ignorable(name, described)
   return name:find "rotary_emb%.inv_freq$" or name:find "%.attn%.bias$" or name:find "%.attn%.masked_bias$" or name:find "attention%.bias$"
     or name:find "attention%.masked_bias$"
     or (described.sizes.tied and name == described.sizes.names.head .. ".weight")
+    or described.net.ignorable and described.net.ignorable(name)
 end
 
--- Compares the stages' tensors with the store's: a list of every missing, mis-shaped and unexpected one; empty if all is well.
-function arch.check(described, store)
+-- Compares the stages' tensors with the store's: a list of every missing, mis-shaped and unexpected one; empty if all is well. fresh:
+-- tensors that may be made anew may be missing.
+function arch.check(described, store, fresh)
   local wrong, expected = {}, {}
   for _, stage in ipairs(described.stages) do
     for _, t in ipairs(stage.tensors) do
       expected[t.name] = true
       local entry = store:info(t.name)
-      if not entry then
+      if not entry and fresh and t.fresh then
+        t.made = true
+      elseif not entry then
         wrong[#wrong + 1] = ("tensor '%s' %s is missing"):format(t.name, shape_text(t.shape))
       else
         local same = #entry.shape == #t.shape

@@ -174,6 +174,16 @@ rules.embedding = {
   backward = function(s, dy, c) if c.leaf(1) then core.embedding_backward(c.leaf(1), dy, s.ids) end end,
 }
 
+-- x (rows, width), ids i32 -> those rows of x
+rules.gather = {
+  forward = function(s, i, ids) s.ids, s.shape, s.dtype = ids, i[1]:shape(), i[1]:dtype(); return core.embedding(i[1], ids, s.dtype) end,
+  backward = function(s, dy)
+    local dx = tensors.zeros("f32", s.shape)
+    core.embedding_backward(dx, dy, s.ids)
+    return s.dtype == "f32" and dx or dx:to(s.dtype)
+  end,
+}
+
 -- Borders of sequences among the rows of x: (tokens, heads, size) has `heads` rows to a token.
 local function row_starts(x, starts)
   local shape = x:shape()
@@ -391,6 +401,17 @@ rules.cross_entropy = {
     local scale = dy:dtype() == dx:dtype() and dy or dy:to(dx:dtype())
     return core.binary(dx, scale:view(shape), "mul")
   end,
+}
+
+-- logits, labels (i32), scale -> nll (rows), 0 where the label is -100. As in head_loss, the gradient, scale * d(nll), is made on the way
+-- forward; dy is not read.
+rules.class_loss = {
+  forward = function(s, i, labels, scale)
+    local nll, dx = core.cross_entropy(i[1], labels, scale, s.keep)
+    s.dx = dx
+    return nll
+  end,
+  backward = function(s) return s.dx end,
 }
 
 -- x, w, bias

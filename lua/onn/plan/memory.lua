@@ -42,7 +42,7 @@ function memory.loading(model)
     for _, t in ipairs(stage.tensors) do
       local stored = model.store:info(t.name)
       local wanted = t.vector and "F32" or (model.dtype == "bf16" and "BF16" or stored.dtype)
-      if stored.dtype ~= wanted then largest = math.max(largest, taken(stored.bytes)) end
+      if stored and stored.dtype ~= wanted then largest = math.max(largest, taken(stored.bytes)) end
     end
   end
   return largest

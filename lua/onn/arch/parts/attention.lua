@@ -93,9 +93,10 @@ local function head_norm(c, stage, role, x)
     return by_heads(flat, shape[2], shape[3])
   end
   if c.qk_norm == "each" then
-    local rows = {}
-    for h = 0, shape[2] - 1 do rows[h + 1] = ops.view(stage.weights[role .. h], { 1, shape[3] }) end
-    w = ops.cat(1, unpack(rows))
+    for h = 0, shape[2] - 1 do
+      local row = ops.view(stage.weights[role .. h], { 1, shape[3] })
+      w = w and ops.cat(w, row, 1) or row
+    end
   end
   return ops.mul(ops.layer_norm(x, nil, nil, c.eps), ops.view(w, { 1, shape[2], shape[3] }))
 end

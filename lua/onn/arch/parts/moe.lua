@@ -3,6 +3,7 @@
 -- of 1), scale (of the result), groups and per_token_groups (experts are chosen among the best groups), correction (a bias that counts for
 -- choosing only), router_bias, shared (inner width of what sees every token; 0: none), shared_gate (its output is weighed by a sigmoid);
 -- stacked (the experts' weights are one tensor each: (experts, out, in), or with stored = "in_out" (experts, in, out)).
+local linear = require "onn.nn.linear"
 local mlp = require "onn.arch.parts.mlp"
 local ops = require "onn.ops"
 local tape = require "onn.autograd.tape"
@@ -32,11 +33,11 @@ function moe.tensors(c, _, add)
   end
   if (m.shared or 0) > 0 then
     mlp.add(c, add, { gate = n.shared_gate, up = n.shared_up, down = n.shared_down, gate_up = n.shared_gate_up }, m.shared, "shared_")
-    if m.shared_gate then add.matrix("shared_weight", n.shared_weight .. ".weight", { 1, c.width }) end
+    if m.shared_gate then add.linear("shared_weight", n.shared_weight, 1, c.width) end
   end
 end
 
--- Scores of experts outside of the best groups become -inf: a group counts as its best expert, or, with a correction, its two best.
+-- Scores of experts outside of the best groups become 0: a group counts as the sum of its group_score best experts.
 local function within_groups(m, scores)
   local tokens, size = scores:size(1), m.experts / m.groups
   local grouped = ops.view(scores, { tokens * m.groups, size })
@@ -47,13 +48,9 @@ local function within_groups(m, scores)
     local inside = {}
     for _, g in ipairs(rows[t]) do inside[g] = true end
     mask[t] = {}
-    for e = 0, m.experts - 1 do mask[t][e + 1] = inside[math.floor(e / size)] and 0 or m.outside or -math.huge end
+    for e = 0, m.experts - 1 do mask[t][e + 1] = inside[math.floor(e / size)] and 1 or 0 end
   end
-  if m.outside then -- a score of nothing instead of none
-    for t = 1, tokens do for e = 1, m.experts do mask[t][e] = mask[t][e] == 0 and 1 or 0 end end
-    return ops.mul(scores, tensors.from_table(mask, "f32"))
-  end
-  return ops.add(scores, tensors.from_table(mask, "f32"))
+  return ops.mul(scores, tensors.from_table(mask, "f32"))
 end
 
 -- Which experts each token goes to, and with which weight: f32 (tokens, per_token) and rows of numbers from 0.
@@ -135,7 +132,7 @@ function moe.forward(c, stage, x, carry, ctx)
   end
   if (m.shared or 0) > 0 then
     local y = mlp.run(c, w, x, ctx, "shared_", "f32")
-    if m.shared_gate then y = ops.mul(y, ops.sigmoid((ops.linear(x, w.shared_weight, nil, nil, nil, nil, nil, "f32")))) end
+    if m.shared_gate then y = ops.mul(y, ops.sigmoid(linear(w.shared_weight, x, ctx, "f32"))) end
     sum = ops.add(sum, y)
   end
   return sum
