@@ -34,6 +34,7 @@ end
 
 -- Sizes that follow from others, and whether they fit.
 local function complete(c, names, config, wrong)
+  c.positions = 2 ^ 20 -- any length goes; so many tokens in a row are enough for plans
   c.inner = c.inner or c.expand * c.width
   if c.inner ~= math.floor(c.inner) then wrong[1] = ("'%s' %g gives no whole width"):format(names.expand, c.expand) end
   if c.family_kind == "heads" then
