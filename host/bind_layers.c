@@ -112,15 +112,16 @@ static Attention check_attention(lua_State *L, int arg, int more) {
         luaL_argerror(L, arg + 4, "as many sequences of keys as of queries");
     a.mask.q_starts = qs->view.data;
     a.mask.k_starts = ks->view.data;
-    for (int64_t s = 0; s < a.mask.sequences; s++)
-        if (a.mask.k_starts[s + 1] - a.mask.k_starts[s] < a.mask.q_starts[s + 1] - a.mask.q_starts[s])
-            luaL_argerror(L, arg + 4, "a sequence has fewer keys than queries");
     a.mask.causal = lua_toboolean(L, arg + 5);
     a.mask.window = check_integer(L, arg + 6, 0, INT64_C(1) << 40);
     a.scale = (float)luaL_checknumber(L, arg + 7);
     check_mask(L, more, &a.mask, q->shape[1]);
     if (a.mask.chunk && !a.mask.causal)
         luaL_argerror(L, more, "chunks of keys are for causal attention");
+    int placed = a.mask.causal || a.mask.window || a.mask.bias; /* places count: the last query sits at the last key */
+    for (int64_t s = 0; s < a.mask.sequences && placed; s++)
+        if (a.mask.k_starts[s + 1] - a.mask.k_starts[s] < a.mask.q_starts[s + 1] - a.mask.q_starts[s])
+            luaL_argerror(L, arg + 4, "a sequence has fewer keys than queries");
     return a;
 }
 

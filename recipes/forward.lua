@@ -84,7 +84,9 @@ local outputs = {}
 local function batch_of(with_labels)
   if not model.net.batch then return batch.from_ids(ids, labels) end
   local given = { input_ids = ids, labels = with_labels and labels or nil }
-  if input:info "token_type_ids" then given.token_type_ids = cli.check(input:read "token_type_ids") end
+  for _, name in ipairs { "token_type_ids", "decoder_input_ids" } do
+    if input:info(name) then given[name] = cli.check(input:read(name)) end
+  end
   local b, wrong = model.net.batch(model.sizes, given)
   return b or cli.fail(("%s: %s"):format(opt.input, wrong))
 end
@@ -93,9 +95,10 @@ local b = batch_of(true)
 local carry = model:forward(model:carry(batch_of(false)), { training = false, keep_hidden = opt.hidden })
 local wide = model.sizes.outputs or model.sizes.vocabulary
 if carry.logits then -- a body alone has none
-  outputs.logits = carry.logits:view(carry.logits:size(1) == shape[1] and shape[2] > 1 and { shape[1], wide } or { shape[1], shape[2], wide })
+  local each = carry.logits:size(1) / shape[1] -- one for a row's class, else the tokens of a row
+  outputs.logits = carry.logits:view(model.sizes.top and model.sizes.top.kind == "classes" and { shape[1], wide } or { shape[1], each, wide })
 end
-if opt.hidden then outputs.hidden = carry.last_hidden:to("f32"):view { shape[1], shape[2], model.sizes.width } end
+if opt.hidden then outputs.hidden = carry.last_hidden:to("f32"):view { shape[1], carry.last_hidden:size(1) / shape[1], model.sizes.width } end
 
 if opt.gradients then
   if b.supervised == 0 then cli.fail(opt.input .. ": no token has a label: there is no gradient") end

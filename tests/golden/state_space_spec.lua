@@ -1,6 +1,7 @@
 -- State-space models against reference outputs (tests/golden/make_state_space.py): logits, gradients of adapters, greedy ids.
 local batch = require "onn.batch"
 local core = require "onn.core.ops"
+local full = require "onn.nn.full"
 local generator = require "onn.generator"
 local lora = require "onn.nn.lora"
 local json = require "onn.core.json"
@@ -11,6 +12,7 @@ local store = require "onn.core.store"
 local support = require "tests.support"
 local sweep = require "onn.sweep"
 local system = require "onn.core.system"
+local tape = require "onn.autograd.tape"
 local tensors = require "onn.core.tensor"
 
 local function largest(t) return core.reduce(core.unary(t:to("f32"):contiguous():view { t:numel() }, "abs"), "max"):item() end
@@ -70,6 +72,32 @@ describe("golden state space", function()
         sweep.gradient(model, micros, { scale = 1 / b.supervised })
         for k, p in ipairs(params) do assert.equal(together[k], reference.bits(p.gradients[1]), p.name) end
         lora.remove(model, adapter)
+        model:close()
+      end)
+
+      it("gives gradients to every weight, that say how the loss changes along them", function()
+        local model = open "f32"
+        local params, b = full.parameters(model), batch.from_ids(ids)
+        sweep.gradient(model, { b }, { scale = 1 })
+        local gradients = {} -- copies: each loss below adds to them again
+        for i, p in ipairs(params) do
+          gradients[i] = p.gradients[1]:clone()
+          for k = 2, #p.gradients do core.binary(gradients[i], p.gradients[k], "add", gradients[i]) end
+        end
+        for i, p in ipairs(params) do
+          local kept, along = p.value:clone(), gradients[i]
+          local length = math.sqrt((core.total(along:view { 1, along:numel() }, true)))
+          assert.is_true(length > 0, p.name)
+          local step, loss = 0.1 / length, {} -- which moves the loss, about 100, by 0.1 either way
+          for k, side in ipairs { 1, -1 } do
+            p.value:copy(core.binary(kept, core.affine(along, side * step / length, 0), "add"))
+            loss[k] = sweep.gradient(model, { b }, { scale = 1 })
+          end
+          p.value:copy(kept)
+          local slope = (loss[1] - loss[2]) / (2 * step)
+          assert.is_true(math.abs(slope - length) <= 3e-3 * length,("%s: %g along a gradient of %g"):format(p.name, slope, length))
+        end
+        for _, p in ipairs(params) do tape.forget(p.value) end
         model:close()
       end)
 

@@ -42,6 +42,12 @@ local kinds = {
     local_attention = 6 }),
 }
 
+local t5 = { model_type = "t5", vocab_size = 96, d_model = 32, d_kv = 8, d_ff = 48, num_layers = 2, num_heads = 4,
+  feed_forward_proj = "gated-gelu", tie_word_embeddings = false, relative_attention_max_distance = 20, relative_attention_num_buckets = 8 }
+local bart = { model_type = "bart", vocab_size = 96, d_model = 32, encoder_layers = 2, decoder_layers = 2, encoder_attention_heads = 4,
+  decoder_attention_heads = 4, encoder_ffn_dim = 48, decoder_ffn_dim = 48, max_position_embeddings = 64 }
+kinds.t5, kinds.bart, kinds.mbart = t5, bart, merged(bart, { model_type = "mbart", scale_embedding = true })
+
 -- The directory of a random model; rename(name) -> another name for a tensor, or nil: it is left out.
 local function model_of(config, rename)
   made = made + 1
@@ -72,7 +78,8 @@ end
 -- Micro-batches of `micro` rows, of 4 in all, and how many labels count.
 local function micros_of(model, micro)
   local list, supervised = {}, 0
-  local classes = model.sizes.top.kind == "classes"
+  local top = model.sizes.top
+  local classes = top and top.kind == "classes"
   for first = 0, 3, micro do
     local ids, labels = {}, {}
     for r = first, first + micro - 1 do
@@ -80,7 +87,11 @@ local function micros_of(model, micro)
       for t = 1, 13 do row[t], marks[t] = (r * 31 + t * 17) % 90 + 4, t % 3 == 1 and (r + t) % model.sizes.outputs or -100 end
       ids[#ids + 1], labels[#labels + 1] = row, classes and r % model.sizes.outputs or marks
     end
-    local b = assert(model.net.batch(model.sizes, { input_ids = tensors.from_table(ids, "i32"), labels = tensors.from_table(labels, "i32") }))
+    local given = { input_ids = tensors.from_table(ids, "i32"), labels = tensors.from_table(labels, "i32") }
+    if not top then -- more tokens are written than read
+      given.decoder_input_ids, given.input_ids = given.input_ids, given.input_ids:narrow(2, 3, 7):contiguous()
+    end
+    local b = assert(model.net.batch(model.sizes, given))
     list[#list + 1], supervised = b, supervised + b.supervised
   end
   return list, supervised

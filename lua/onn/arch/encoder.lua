@@ -200,7 +200,7 @@ function encoder.batch(c, given)
 end
 
 -- Tables of angles by kind of layer, for the longest sequence of a batch.
-local function angles(model, batch)
+local function tables_of(model, batch)
   local c, list = model.sizes, {}
   if not c.ropes then return nil end
   model.angles_of = model.angles_of or {}
@@ -235,7 +235,7 @@ end
 function encoder.start(model, batch)
   local c = model.sizes
   return { ids = batch.ids, positions = batch.positions, places = c.names.place and places(c, batch), starts = batch.starts,
-    angles = angles(model, batch), bias = biases(model),
+    angles = tables_of(model, batch), bias = biases(model),
     types = c.types and (batch.types or tensors.zeros("i32", { batch.ids:size(1) })) }
 end
 

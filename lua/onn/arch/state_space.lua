@@ -18,6 +18,10 @@ local kinds = {
   { "head_size", COUNT }, { "groups", COUNT }, { "norm_eps", values.positive },
 }
 
+-- Keys that are looked at here to say so: they tell how first weights are made, which kernels run, or that the residual stream is f32.
+local idle = { "time_step_min", "time_step_max", "time_step_floor", "time_step_scale", "time_step_init_scheme", "time_step_rank",
+  "use_associative_scan", "use_mambapy", "chunk_size", "residual_in_fp32" }
+
 -- The limits of time steps: {low, high}; high may be infinite, which JSON has no number for.
 local function limits(given, wrong)
   if given == nil then return 0, math.huge end
@@ -30,6 +34,7 @@ end
 
 -- Sizes that follow from others, and whether they fit.
 local function complete(c, names, config, wrong)
+  c.positions = 2 ^ 20 -- any length goes; so many tokens in a row are enough for plans
   c.inner = c.inner or c.expand * c.width
   if c.inner ~= math.floor(c.inner) then wrong[1] = ("'%s' %g gives no whole width"):format(names.expand, c.expand) end
   if c.family_kind == "heads" then
@@ -54,6 +59,7 @@ end
 -- every channel has its own step and decays) or "heads" (mamba 2); family.inner_norm: dt, b and c are normed (falcon mamba).
 function state_space.describe(config, family)
   local c, wrong = { family_kind = family.mixer, inner_norm = family.inner_norm, names = family.names, family = family.name }, {}
+  for _, key in ipairs(idle) do local _ = config[key] end
   for key, name in pairs(family.config) do
     c[key] = config[name]
     if c[key] == nil then c[key] = family.defaults[key] end

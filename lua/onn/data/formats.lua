@@ -136,10 +136,11 @@ end
 -- labels(path or rows): the labels of a file's rows in the order of their names (numbers by size), or nil where its first row has none;
 -- nil, message, code.
 function formats.labels(source)
-  local seen, list, message, code = {}, {}, nil, nil
+  local seen, list = {}, {}
   local function each(row)
-    local label = type(row) == "table" and row.label
-    if not present(label) or label == false and type(row) ~= "table" then return nil, "there is no 'label'" end
+    local label = type(row) == "table" and row.label or nil
+    if type(row) ~= "table" or not present(row.label) then return nil, "there is no 'label'" end
+    if row.label == false then label = "false" end
     if type(label) == "number" then label = ("%.17g"):format(label) end
     label = tostring(label)
     if not seen[label] then seen[label], list[#list + 1] = true, label end
@@ -151,8 +152,7 @@ function formats.labels(source)
       if not ok then return nil, ("row %d: %s"):format(i, wrong), "format" end
     end
   else
-    local kind
-    kind, message, code = formats.kind(source)
+    local kind, message, code = formats.kind(source)
     if not kind then return nil, message, code end
     if kind ~= "lines" and kind ~= "array" then return nil, source .. ": expected rows with text and label", "argument" end
     local ok

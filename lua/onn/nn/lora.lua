@@ -148,12 +148,13 @@ function lora.config(model, adapter)
     target_modules = json.array(targets), bias = "none", base_model_name_or_path = model.directory,
     fan_in_fan_out = false, inference_mode = true, use_rslora = adapter.rslora, use_dora = false, init_lora_weights = true,
     layers_to_transform = layers and json.array(layers) or json.null,
-    layers_pattern = layers and (model.sizes.names.block:match "([%w_]+)%.%%d" or "layers") or json.null,
+    layers_pattern = layers and ((model.sizes.names or {}).block or ""):match "([%w_]+)%.%%d" or layers and "layers" or json.null,
     modules_to_save = adapter.saved and json.array(model.sizes.saves) or json.null, rank_pattern = ranks, alpha_pattern = alphas,
   }
 end
 
--- Writes adapter_model.safetensors and adapter_config.json into `directory`, of a classifier labels.json, too: its classes' names. Returns true, or nil, message, code.
+-- Writes adapter_model.safetensors and adapter_config.json into `directory`, of a classifier labels.json, too: its classes' names.
+-- Returns true, or nil, message, code.
 function lora.save(model, adapter, directory)
   local ok, message, code = system.mkdir_p(directory)
   if not ok then return nil, message, code end
