@@ -81,6 +81,20 @@ end
 
 local MOST_EXPERTS = 2 ^ 18 -- of all layers: each is several tensors to look for
 
+-- Do the numbers of a mixture of experts fit each other?
+local function check_experts(sizes, wrong)
+  local m = sizes.moe
+  if type(m) ~= "table" or type(m.experts) ~= "number" then return end
+  local function say(...) wrong[#wrong + 1] = "config.json: " .. (...):format(select(2, ...)) end
+  if m.experts * (sizes.layers or 1) > MOST_EXPERTS then
+    say("%d experts in each of %d layers are more than the %d that are looked for", m.experts, sizes.layers, MOST_EXPERTS)
+  end
+  if (m.per_token or 1) > m.experts then say("a token goes to %d of %d experts", m.per_token, m.experts) end
+  local groups = m.groups or 1
+  if groups > 1 and m.experts % groups ~= 0 then say("%d experts do not part into %d groups", m.experts, groups) end
+  if groups > 1 and (m.per_token_groups or 1) > groups then say("a token goes to %d of %d groups of experts", m.per_token_groups, groups) end
+end
+
 -- {family, sizes, stages, net} of a config, or nil and a list of what is missing for running it. store: of the tensors, if there is one; names
 -- may lack the family's prefix there.
 function arch.describe(config, store)
@@ -105,11 +119,7 @@ function arch.describe(config, store)
   local sizes, wrong = net.describe(keys.recorded(config, read), family, store)
   if not sizes then return nil, wrong end
   wrong = keys.unread(config, read, family)
-  local experts = type(sizes.moe) == "table" and sizes.moe.experts or 0
-  if experts * (sizes.layers or 1) > MOST_EXPERTS then
-    wrong[#wrong + 1] = ("config.json: %d experts in each of %d layers are more than the %d that are looked for"):format(experts, sizes.layers,
-      MOST_EXPERTS)
-  end
+  check_experts(sizes, wrong)
   if #wrong > 0 then return nil, wrong end
   local stages = net.stages(sizes)
   if family.prefix and store and not store:info(stages[1].tensors[1].name) then without_prefix(stages, family.prefix) end
