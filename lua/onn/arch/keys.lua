@@ -57,6 +57,7 @@ local under = {
   full_attention_interval = { "layer_types" }, attention_types = { "attention_layers" }, num_local_experts = { "num_experts" },
   num_attention_heads = { "n_head", "n_heads", "num_heads" }, n_head = { "num_attention_heads" }, n_layer = { "num_hidden_layers" },
   hidden_act = { "hidden_activation", "activation_function" }, activation_function = { "hidden_act" },
+  dense_act_fn = { "feed_forward_proj" }, is_gated_act = { "feed_forward_proj" },
 }
 
 -- Values at which a key says what every family does without it; false is one too, but for the loud keys.
@@ -64,7 +65,8 @@ local loud = set "scale_attn_weights norm_topk_prob use_parallel_residual parall
 local neutral_at = { scale_attn_weights = true, position_embedding_type = "absolute", moe_layer_freq = 1, decoder_sparse_step = 1 }
 
 -- The same for one net, or for one family that does nothing else.
-local of_net = { decoder = { is_decoder = true, causal = true, is_causal = true } }
+local of_net = { decoder = { is_decoder = true, causal = true, is_causal = true },
+  encoder_decoder = { is_encoder_decoder = true } }
 local any = {} -- whatever it is
 local first_steps = { time_step_min = any, time_step_max = any, time_step_floor = any, time_step_init_scheme = any, time_step_scale = any,
   chunk_size = any } -- of first weights, or of how a scan is cut
