@@ -521,6 +521,8 @@ static int l_adamw(lua_State *L) {
 }
 
 int bind_images(lua_State *L);
+int bind_experts(lua_State *L);
+int bind_scan(lua_State *L);
 
 int bind_layers(lua_State *L) {
     static const luaL_Reg functions[] = {
@@ -533,5 +535,7 @@ int bind_layers(lua_State *L) {
     luaL_register(L, NULL, functions);
     lua_pushinteger(L, HEAD_CUT);
     lua_setfield(L, -2, "head_cut");
+    bind_experts(L);
+    bind_scan(L);
     return bind_images(L);
 }

@@ -192,16 +192,23 @@ static int is_chinese(uint32_t c) {
            (c >= 0xF900 && c <= 0xFAFF) || (c >= 0x2F800 && c <= 0x2FA1F);
 }
 
+static int is_space(uint32_t c) {
+    if (c < 0x80)
+        return c == ' ' || c == '\t' || c == '\n' || c == '\r';
+    return c != 0x85 && char_classes[c] & CHAR_SPACE;
+}
+
+static int cleans_away(uint32_t c) { return !is_space(c) && (c == 0 || c == 0x85 || c == 0xFFFD || char_classes[c] & CHAR_CONTROL); }
+
 static Status clean(const Step *s, const char *text, size_t n, Bytes *out) {
     Status status = OK;
     for (size_t i = 0; i < n && status == OK;) {
         int length;
         uint32_t c = utf8_read(text + i, &length);
         i += (size_t)length;
-        if (s->clean && char_classes[c] & CHAR_SPACE && (c < 0x80 ? c == ' ' || c == '\t' || c == '\n' || c == '\r' : 1))
-            c = c == 0x85 ? 0 : ' ';
-        if (s->clean && (c == 0 || c == 0xFFFD || char_classes[c] & CHAR_CONTROL))
+        if (s->clean && cleans_away(c))
             continue;
+        c = s->clean && is_space(c) ? ' ' : c;
         int apart = s->chinese && is_chinese(c);
         status = bytes_append(out, " ", (size_t)apart);
         if (status == OK)
@@ -305,10 +312,25 @@ static Status run_step(const Step *s, const char *text, size_t n, Bytes *out, By
     return OK;
 }
 
-Status normalizer_run(Normalizer *n, const char *text, size_t length, const char **out, size_t *out_length) {
+/* True if the step drops the character that the text begins with. */
+static int drops_first(const Step *s, const char *text, size_t n) {
+    int length;
+    uint32_t c = n ? utf8_read(text, &length) : ' ';
+    switch (s->kind) {
+    case STRIP: return s->left && char_classes[c] & CHAR_SPACE;
+    case STRIP_ACCENTS: return char_classes[c] & CHAR_MARK;
+    case NMT: return nmt_drops(c);
+    case BERT: return (s->clean && cleans_away(c)) || (s->accents && char_classes[c] & CHAR_NONSPACING);
+    default: return 0;
+    }
+}
+
+Status normalizer_run(Normalizer *n, const char *text, size_t length, const char **out, size_t *out_length, int *from_start) {
+    *from_start = 1;
     for (int i = 0; i < n->count; i++) {
         Bytes *to = &n->text[i & 1];
         to->length = 0;
+        *from_start &= !drops_first(&n->steps[i], text, length);
         Status status = run_step(&n->steps[i], text, length, to, &n->text[2]);
         if (status != OK)
             return status;

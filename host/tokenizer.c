@@ -117,7 +117,8 @@ static Status load_added_token(Tokenizer *t, const cJSON *item, int32_t id, cons
                         .single_word = component_flag(item, "single_word", 0) != 0};
     if (!component_flag(item, "normalized", 1))
         return added_put(t->raw, text, n, token);
-    Status status = normalizer_run(t->normalizer, text, n, &pattern, &pattern_length);
+    int from_start;
+    Status status = normalizer_run(t->normalizer, text, n, &pattern, &pattern_length, &from_start);
     if (status == OK && !pattern_length)
         status = fail(ERR_UNSUPPORTED, "%s: the normalizer leaves nothing of the added token '%.200s'", what, text);
     if (status == OK && (pattern_length != n || memcmp(pattern, text, n)) &&
@@ -247,8 +248,9 @@ static Status normalized_piece(Encoding *e, const char *text, size_t n, int at_s
 }
 
 static Status raw_piece(Encoding *e, const char *text, size_t n, int at_start) {
-    Status status = normalizer_run(e->tokenizer->normalizer, text, n, &text, &n);
-    return status == OK ? split(e, e->tokenizer->after, text, n, at_start, normalized_piece) : status;
+    int from_start;
+    Status status = normalizer_run(e->tokenizer->normalizer, text, n, &text, &n, &from_start);
+    return status == OK ? split(e, e->tokenizer->after, text, n, at_start && from_start, normalized_piece) : status;
 }
 
 Status tokenizer_encode(Tokenizer *t, const char *text, size_t n, int flags, Ids *out) {

@@ -51,10 +51,11 @@ static inline int64_t view_count(const View *v) { return view_rows(v) * view_wid
 /* Elements from one row to the next; the caller has made sure that the leading dimensions collapse. */
 static inline int64_t view_step(const View *v) { return v->dims > 1 ? v->stride[v->dims - 2] : view_width(v); }
 
-#define UNARY_OPS(X) X(neg) X(exp) X(log) X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(relu) X(silu) X(gelu) X(gelu_tanh)
+#define UNARY_OPS(X) X(neg) X(exp) X(log) X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(relu) X(silu) X(gelu) X(gelu_tanh) \
+    X(quick_gelu) X(relu2) X(relu6) X(softplus) X(hardswish) X(hardsigmoid)
 #define BINARY_OPS(X) X(add) X(sub) X(mul) X(div) X(max) X(min)
 #define REDUCE_OPS(X) X(sum) X(mean) X(max) X(argmax)
-#define GATES(X) X(silu) X(gelu) X(gelu_tanh) X(sigmoid) X(relu)
+#define GATES(X) X(silu) X(gelu) X(gelu_tanh) X(sigmoid) X(relu) X(quick_gelu) X(relu2) X(tanh) X(swiglu_oai)
 
 #define X(name) UNARY_##name,
 typedef enum UnaryOp { UNARY_OPS(X) UNARY_COUNT } UnaryOp;
@@ -108,6 +109,11 @@ typedef struct Pool {
     int64_t kernel[2], stride[2], padding[4];
     int average, count_padding;
 } Pool;
+
+/* A selective scan's time steps: softplus(dt + bias), clamped to [low, high]. */
+typedef struct Steps {
+    float low, high;
+} Steps;
 
 typedef struct Adam {
     float lr, beta1, beta2, eps, weight_decay;

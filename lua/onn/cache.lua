@@ -6,8 +6,9 @@ local tensors = require "onn.core.tensor"
 local Cache = {}
 Cache.__index = Cache
 
--- A cache for `slots` sequences of a model; capacity is a first guess in tokens.
+-- A cache for `slots` sequences of a model, the net's own if it has one; capacity is a first guess in tokens.
 function Cache.new(model, slots, capacity)
+  if model.net.cache then return model.net.cache(model, slots, capacity) end
   local self = setmetatable({ model = model, slots = slots, capacity = 0, lengths = {}, blocks = {}, shapes = {} }, Cache)
   for _, stage in ipairs(model.stages) do
     if stage.mixer and stage.mixer.cache then

@@ -3,6 +3,7 @@ local alibi = require "onn.nn.alibi"
 local arch = require "onn.arch"
 local core = require "onn.core.tensor"
 local files = require "onn.files"
+local missing = require "onn.missing"
 local numbers = require "onn.core.ops"
 local rope = require "onn.nn.rope"
 local scope = require "onn.scope"
@@ -42,8 +43,9 @@ local function with_classes(config, labels)
   return changed
 end
 
--- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json), classes (a
--- list of labels: a classifier of sequences of these, made anew where the checkpoint has none), seed (of what is made anew).
+-- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json), family and
+-- set ({key = JSON text}): what config.json lacks, or says otherwise (onn.arch.infer); classes (a list of labels: a classifier of
+-- sequences of these, made anew where the checkpoint has none), seed (of what is made anew).
 -- Returns the model (weights not loaded), or nil, message, code. `model.missing` lists what stands in the way of running it.
 function Model.open(path, opt)
   opt = opt or {}
@@ -59,15 +61,22 @@ function Model.open(path, opt)
     config, message, code = files.read_json(directory .. "/config.json")
     if not config then
       if code ~= "io" then store:close() return nil, message, code end
-      self.missing = { "config.json (" .. message .. ")" }
-      return self
+      if not opt.family then
+        self.missing = { "config.json (" .. message .. "); --family NAME does without" }
+        return self
+      end
+      self.stand_in = true
     end
+  end
+  if opt.family or opt.set then
+    config, message, code = require("onn.arch.infer").config(config, opt, store)
+    if not config then store:close() return nil, message, code end
   end
   if opt.classes then config = with_classes(config, opt.classes) end
   self.config = type(config) == "table" and arch.clean(config) or {}
   local described, wrong = arch.describe(config, store)
   if not described then
-    self.missing = wrong
+    self.missing = self.stand_in and require("onn.arch.infer").asked_for(wrong) or wrong
     return self
   end
   self.missing, self.seed = arch.check(described, store, opt.classes ~= nil), opt.seed or 0
@@ -135,13 +144,8 @@ function Model:load(opt)
   return true
 end
 
--- One line that says what is missing to run this model, naming the first few things.
-function Model:why_not()
-  local shown = {}
-  for i = 1, math.min(3, #self.missing) do shown[i] = self.missing[i] end
-  local rest = #self.missing - #shown
-  return ("%s cannot be run: %s%s"):format(self.path, table.concat(shown, "; "), rest > 0 and (" and %d more"):format(rest) or "")
-end
+-- One line that says what is missing to run this model.
+function Model:why_not() return ("%s cannot be run: %s"):format(self.path, missing(self.missing)) end
 
 function Model:parameters()
   local total = 0

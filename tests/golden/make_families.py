@@ -42,7 +42,7 @@ VARIANTS = {
     "opt_post": ("opt", dict(do_layer_norm_before=False, word_embed_proj_dim=16)),
     "opt_no_bias": ("opt", dict(enable_bias=False, layer_norm_elementwise_affine=False)),
     "falcon_new": ("falcon", dict(new_decoder_architecture=True, num_kv_heads=2)),
-    "falcon_rw": ("falcon", dict(alibi=True, multi_query=False, parallel_attn=False, bias=True)),
+    "falcon_rw": ("falcon", dict(num_kv_heads=4, alibi=True, multi_query=False, parallel_attn=False, bias=True)),
     "falcon_mq_sequential": ("falcon", dict(parallel_attn=False)),
     "gpt2_scaled": ("gpt2", dict(scale_attn_by_inverse_layer_idx=True)),
     "gpt_bigcode_mha": ("gpt_bigcode", dict(multi_query=False)),
@@ -60,6 +60,8 @@ VARIANTS = {
     "bert_relu": ("bert", dict(hidden_act="relu")),
 }
 FIXED = {"gpt_neo": dict(attention_types=[[["global", "local"], 1]]), "mpt": dict(), "bloom": dict(),
+         "helium": dict(head_dim=8), "deepseek_v2": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4), "deepseek_v3": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4),
+         "youtu": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4), "minicpm3": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4), "nemotron": dict(num_key_value_heads=2),
          "gpt_neox": dict(rotary_pct=0.5), "persimmon": dict(), "opt": dict(word_embed_proj_dim=32)}
 
 
@@ -95,7 +97,16 @@ def make(tools, name, family, out):
     family.fill(model, tools.seeded(name, "weights"))
     family.save(model, folder)
     inputs = family.inputs(model, tools.seeded(name, "inputs"))
-    results = tools.reference(family, folder, inputs, name, torch.float32)
+    if any("experts" in n for n, _ in model.named_modules()):           # as the shared references: adapters on the attention only
+        last = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "attn" in n + "attention"}
+        family.lora = sorted(last & {"q_proj", "k_proj", "v_proj", "o_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj",
+                                     "query_key_value", "dense", "qkv_proj"})
+    try:
+        results = tools.reference(family, folder, inputs, name, torch.float32)
+    except (ValueError, AttributeError) as e:                           # PEFT refuses some modules; some get no gradient
+        print(name, "without adapters:", str(e).splitlines()[0][:100])
+        family.lora = None
+        results = tools.reference(family, folder, inputs, name, torch.float32)
     margin = results.pop("greedy_margin", 1)
     if margin < 1e-3:
         results.pop("greedy")                                           # hangs on rounding

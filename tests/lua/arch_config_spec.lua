@@ -71,7 +71,7 @@ describe("a config", function()
       refused({ hidden_act = bad }, type(bad) == "string" and "'hidden_act' .* is not known" or "'hidden_act' should be text")
     end
     for _, bad in ipairs { -1, 1.5, "4096", true } do
-      refused({ model_type = "mistral", sliding_window = bad }, "'sliding_window' should be a positive integer")
+      refused({ model_type = "mistral", sliding_window = bad }, "'sliding_window' should be an integer from 0")
     end
     refused({ model_type = "qwen2", use_sliding_window = true, sliding_window = 8, max_window_layers = "1" },
       "'max_window_layers' should be a number")

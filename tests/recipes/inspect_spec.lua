@@ -114,7 +114,8 @@ describe("onn inspect", function()
     end
     refused(1, "no such model: '.*/tini'; did you mean '.*/tiny'", folder .. "/tini")
     refused(2, "MODEL")
-    refused(2, "%-%-set needs %-%-family", model, "--set", "a=1")
+    refused(1, "no family is called 'lama'; did you mean 'llama'", model, "--family", "lama")
+    refused(2, "KEY=VALUE", model, "--set", "a")
     support.write(folder .. "/broken.safetensors", "nonsense")
     refused(1, "broken.safetensors", folder .. "/broken.safetensors")
     local status, out = run { "inspect", "--help" }

@@ -3,6 +3,7 @@
 -- The residual stream is f32 whatever the products' dtype: rounding it at every block is most of bf16's error.
 -- The carry holds hidden f32 (tokens, width), positions i32, starts i32 (sequences + 1), rows i64 (for dropout).
 local core = require "onn.core.ops"
+local linear = require "onn.nn.linear"
 local norm = require "onn.arch.parts.norm"
 local ops = require "onn.ops"
 local sizes = require "onn.arch.sizes"
@@ -34,6 +35,11 @@ local function collector(stage, prefix, transposed)
     put(role, name .. ".weight", transposed and { into, out } or { out, into }, { transposed = transposed })
     if bias then add.vector(role .. "_bias", name .. ".bias", { out }) end
   end
+  -- The same for a product beside an embedding or a head, whose weight rests in memory.
+  function add.resident(role, name, out, into)
+    stage.layers[#stage.layers + 1] = { role = role, name = prefix .. name, out = out, into = into }
+    put(role, name .. ".weight", { out, into }, { vector = true })
+  end
   -- The same for experts, which only adapters that name them sit on.
   function add.experts()
     return { vector = add.vector, matrix = add.matrix, linear = function(role, ...)
@@ -52,7 +58,7 @@ local function embedding_stage(c)
   add.matrix("embed", n.embed .. ".weight", { c.vocabulary, c.embed_width or c.width })
   if c.learned_positions then add.matrix("position", n.position .. ".weight", { c.positions + (c.position_offset or 0), c.width }) end
   if n.embed_norm then norm.tensors(c, add, "embed_norm", n.embed_norm, c.width) end
-  if c.embed_width then add.vector("project_in", n.project_in .. ".weight", { c.width, c.embed_width }) end
+  if c.embed_width then add.resident("project_in", n.project_in, c.width, c.embed_width) end
   return stage
 end
 
@@ -85,7 +91,7 @@ local function head_stage(c)
   local n, stage = c.names, new_stage(c.names.head, "head")
   local add = collector(stage, "")
   if n.final_norm then norm.tensors(c, add, "final_norm", n.final_norm, c.width) end
-  if c.embed_width then add.vector("project_out", n.project_out .. ".weight", { c.embed_width, c.width }) end
+  if c.embed_width then add.resident("project_out", n.project_out, c.embed_width, c.width) end
   if c.head_bias then add.vector("head_bias", n.head .. ".bias", { c.vocabulary }) end
   if c.tied then
     stage.shares = { head = n.embed .. ".weight" }
@@ -120,10 +126,10 @@ end
 
 local forward = {}
 
-function forward.embedding(c, stage, carry)
+function forward.embedding(c, stage, carry, ctx)
   local w = stage.weights
   local x = rows_of(w.embed, carry.ids)
-  if c.embed_width then x = (ops.linear(x, w.project_in, nil, nil, nil, nil, nil, "f32")) end
+  if c.embed_width then x = linear(w.project_in, ctx.dtype == "f32" and x or ops.to(x, ctx.dtype), ctx, "f32") end
   if c.embed_scale then x = ops.affine(x, c.embed_scale, 0) end
   if w.position then
     local at = carry.positions
@@ -175,10 +181,10 @@ local function head_input(c, stage, carry, ctx)
   local x = ctx.only and ctx.only(carry.hidden) or carry.hidden
   if c.names.final_norm then
     x = norm.apply(c, stage, "final_norm", x, ctx.dtype)
-  elseif ctx.dtype ~= "f32" then
-    x = ops.to(x, ctx.dtype)
+  else
+    x = ctx.dtype ~= "f32" and ops.to(x, ctx.dtype) or ops.view(x, x:shape()) -- a handle of its own: it is freed before the carry
   end
-  if c.embed_width then x = (ops.linear(x, stage.weights.project_out, nil, nil, nil, nil, nil, ctx.dtype)) end
+  if c.embed_width then x = linear(stage.weights.project_out, x, ctx) end
   return x
 end
 

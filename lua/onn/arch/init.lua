@@ -9,9 +9,12 @@
 --   ignorable(name)          -> optional: does nothing read this tensor of a checkpoint?
 --   batch(sizes, given)      -> optional: the batch of named tensors, or nil and a message (default: onn.batch.from_ids)
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
+--   cache(model, slots, capacity) -> optional: what generation carries, with onn.cache's interface; ctx.cache is it or one of its parts
+--   first_value(sizes, tensor, seed) -> optional: a tensor's first value in training from nothing, or nil: the usual one
 -- A tensor that is `fresh` may be made anew (onn.model).
 -- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.
 local json = require "onn.core.json"
+local keys = require "onn.arch.keys"
 local lfs = require "lfs"
 local program = require "onn.core.program"
 local values = require "onn.arch.config"
@@ -77,6 +80,22 @@ local function without_prefix(stages, prefix)
   end
 end
 
+local MOST_EXPERTS = 2 ^ 18 -- of all layers: each is several tensors to look for
+
+-- Do the numbers of a mixture of experts fit each other?
+local function check_experts(sizes, wrong)
+  local m = sizes.moe
+  if type(m) ~= "table" or type(m.experts) ~= "number" then return end
+  local function say(...) wrong[#wrong + 1] = "config.json: " .. (...):format(select(2, ...)) end
+  if m.experts * (sizes.layers or 1) > MOST_EXPERTS then
+    say("%d experts in each of %d layers are more than the %d that are looked for", m.experts, sizes.layers, MOST_EXPERTS)
+  end
+  if (m.per_token or 1) > m.experts then say("a token goes to %d of %d experts", m.per_token, m.experts) end
+  local groups = m.groups or 1
+  if groups > 1 and m.experts % groups ~= 0 then say("%d experts do not part into %d groups", m.experts, groups) end
+  if groups > 1 and (m.per_token_groups or 1) > groups then say("a token goes to %d of %d groups of experts", m.per_token_groups, groups) end
+end
+
 -- {family, sizes, stages, net} of a config, or nil and a list of what is missing for running it. store: of the tensors, if there is one; names
 -- may lack the family's prefix there.
 function arch.describe(config, store)
@@ -97,8 +116,12 @@ function arch.describe(config, store)
     if given[key] == nil and nested[key] == nil then config[key] = value end
   end
   local net = require("onn.arch." .. (family.net or "decoder"))
-  local sizes, wrong = net.describe(config, family, store)
+  local read = { model_type = true, architecture = true }
+  local sizes, wrong = net.describe(keys.recorded(config, read), family, store)
   if not sizes then return nil, wrong end
+  wrong = keys.unread(config, read, family)
+  check_experts(sizes, wrong)
+  if #wrong > 0 then return nil, wrong end
   local stages = net.stages(sizes)
   if family.prefix and store and not store:info(stages[1].tensors[1].name) then without_prefix(stages, family.prefix) end
   return { family = family, sizes = sizes, stages = stages, config = config, net = net }

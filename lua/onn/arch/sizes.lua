@@ -18,7 +18,7 @@ local kinds = {
   layers = values.integer(1, 10000), heads = COUNT, kv_heads = COUNT, head_size = COUNT, width = SIZE, inner = SIZE, vocabulary = SIZE,
   positions = SIZE, embed_width = SIZE, rotary_dims = COUNT, eps = values.positive, rope_theta = values.positive,
   attention_cap = values.positive, final_cap = values.positive, query_scalar = values.positive, clip_qkv = values.positive,
-  local_theta = values.positive, rotary_share = values.share, window_size = SIZE, max_window_layers = values.number,
+  local_theta = values.positive, rotary_share = values.share, window_size = values.integer(0, 2 ^ 31 - 1), max_window_layers = values.number,
   window_pattern = COUNT, rope_interval = COUNT,
   layer_types = values.list, dense_list = values.list, method = values.text,
   rope_layers = values.list, window_types = values.list, mlp_types = values.list, moe_layers = values.list,
@@ -31,14 +31,14 @@ local kinds = {
 }
 for _, flag in ipairs { "attention_bias", "output_bias", "mlp_bias", "tied", "use_window", "parallel", "use_qk_norm", "alibi", "multi_query",
   "new_layout", "norm_before", "norm_affine", "use_bias", "norm_topk", "scale_by_layer", "scale_by_size", "head_bias", "gated_mlp",
-  "attention_gate", "interleave", "qkv_bias" } do
+  "attention_gate", "interleave", "qkv_bias", "scale_embedding", "mup" } do
   kinds[flag] = values.flag
 end
 
 local needed = { "width", "inner", "layers", "heads", "vocabulary" }
 
 local activations = { silu = "silu", swish = "silu", gelu = "gelu", gelu_python = "gelu", gelu_new = "gelu_tanh", gelu_fast = "gelu_tanh",
-  gelu_pytorch_tanh = "gelu_tanh", gelu_tanh = "gelu_tanh", relu = "relu", relu2 = "relu2", quick_gelu = "quick_gelu" }
+  gelu_pytorch_tanh = "gelu_tanh", gelu_tanh = "gelu_tanh", relu = "relu", relu2 = "relu2", quick_gelu = "quick_gelu", xielu = "xielu" }
 
 -- The name that a key has in this config: of several, the first that is there.
 local function name_of(config, given)
@@ -114,8 +114,8 @@ end
 
 -- Rotary angles, of full and of windowed layers where they differ (c.rope, c.local_angles).
 local function read_rope(config, c, wrong)
+  local given = config.rope_parameters -- has no meaning for the others
   if c.position_type == "none" or c.alibi or c.learned_positions then return end
-  local given = config.rope_parameters
   local options = { theta = c.rope_theta, share = c.rotary_share, dims = c.rotary_dims, positions = c.positions }
   local main, other = config, nil
   if type(given) == "table" and type(given.full_attention) == "table" then
@@ -152,8 +152,7 @@ local function read(config, family, c, names, wrong)
   c.mixers = c.mixers or each_layer(c, function() return "attention" end)
   c.feeds = c.feeds or each_layer(c, function() return "mlp" end)
   c.windows = each_layer(c, function(layer)
-    local window = family.window and family.window(c, layer) or 0
-    return window
+    return family.window and family.window(c, layer) or 0
   end)
   read_rope(config, c, wrong)
   local scale = c.scale or 1 / math.sqrt(c.head_size)

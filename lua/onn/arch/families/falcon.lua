@@ -24,6 +24,7 @@ return {
       c.kv_heads, c.qkv = c.multi_query and 1 or c.heads, c.multi_query and "rows" or "heads"
       if c.parallel then n.norm2 = nil end
     end
+    -- added once, as the models were trained; transformers' eager attention adds it twice
     if c.alibi then c.slope_scale = c.head_size ^ -0.5 end
   end,
   names = {

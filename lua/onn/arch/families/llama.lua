@@ -1,7 +1,7 @@
 -- Llama: the block that the others are told apart from. A family names its config keys, its tensors and its switches (onn.arch.sizes).
 return {
   name = "llama",
-  model_types = { "llama", "cwm", "mellum", "iquestcoder" },
+  model_types = { "llama", "cwm", "iquestcoder" },
   config = {
     width = "hidden_size", inner = "intermediate_size", layers = "num_hidden_layers", heads = "num_attention_heads",
     kv_heads = "num_key_value_heads", head_size = "head_dim", eps = "rms_norm_eps", vocabulary = "vocab_size",

@@ -5,7 +5,7 @@ return {
   name = "olmoe",
   model_types = { "olmoe" },
   base = "llama",
-  config = { experts = "num_experts", experts_per_token = "num_experts_per_tok", norm_topk = "norm_topk_prob", clip_qkv = "clip_qkv" },
+  config = { experts = { "num_experts", "num_local_experts" }, experts_per_token = "num_experts_per_tok", norm_topk = "norm_topk_prob", clip_qkv = "clip_qkv" },
   defaults = { eps = 1e-5, experts = 64, experts_per_token = 8, norm_topk = false },
   derive = function(c)
     c.qk_norm = "full"

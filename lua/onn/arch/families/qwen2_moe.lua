@@ -5,7 +5,7 @@ return {
   name = "qwen2_moe",
   model_types = { "qwen2_moe" },
   base = "qwen2",
-  config = { experts = "num_experts", experts_per_token = "num_experts_per_tok", expert_inner = "moe_intermediate_size",
+  config = { experts = { "num_experts", "num_local_experts" }, experts_per_token = "num_experts_per_tok", expert_inner = "moe_intermediate_size",
     shared_inner = "shared_expert_intermediate_size", norm_topk = "norm_topk_prob", moe_interval = "decoder_sparse_step",
     dense_list = "mlp_only_layers", qkv_bias = "qkv_bias" },
   defaults = { experts = 60, experts_per_token = 4, norm_topk = false, moe_interval = 1, dense_list = {}, expert_inner = 1408, shared_inner = 5632,

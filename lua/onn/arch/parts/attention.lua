@@ -1,7 +1,8 @@
 -- Self-attention of a decoder block. Switches in c: heads, kv_heads, head_size; qkv (nil: three weights; "rows": one, [Q; K; V];
--- "heads": [heads, 3, size]; "groups": [kv heads, heads of a group + 2, size]); bias {q, k, v, o}; qk_norm ("head", "distinct" for each
--- head, "each" the same as tensors of their own, "full" over all heads) before or after the rotation; scale;
--- attention_cap; clip_qkv; windows; rotated; slopes (ALiBi); sinks.
+-- "heads": [heads, 3, size]; "groups": [kv heads, heads of a group + 2, size]; "four_parts"); bias {q, k, v, o}; qk_norm ("head",
+-- "distinct" for each head, "each" the same as tensors of their own, "full" over all heads) before the rotation or, with norm_after_rope,
+-- after it; scales; attention_cap; clip_qkv; windows; chunks; rotated; slopes (ALiBi); sinks; output_gate (an operation: the result is
+-- multiplied by it of a product of x, for each element or, with gate_per_head, head).
 local linear = require "onn.nn.linear"
 local norm = require "onn.arch.parts.norm"
 local ops = require "onn.ops"
@@ -27,6 +28,7 @@ function attention.tensors(c, _, add)
     add.linear("k", n.k, kv, c.width, bias.k)
     add.linear("v", n.v, kv, c.width, bias.v)
   end
+  if c.output_gate then add.linear("output_gate", n.output_gate, c.gate_per_head and c.heads or q, c.width) end
   add.linear("o", n.o, c.width, q, bias.o)
   if c.qk_norm and not c.qk_norm_plain then
     local of_q, of_k = norm_width[c.qk_norm](c)
@@ -40,6 +42,7 @@ function attention.tensors(c, _, add)
       end
     end
   end
+  if c.names.o_norm then norm.tensors(c, add, "o_norm", n.o_norm, q) end
   if c.sinks then add.vector("sinks", n.sinks, { c.heads }) end
 end
 
@@ -63,6 +66,14 @@ function split.groups(c, y)
 end
 split.heads = split.groups
 
+-- Four parts of [Q; V; K] for a quarter of the heads each.
+function split.four_parts(c, y)
+  local tokens, quarter = y:size(1), c.heads * c.head_size / 4
+  local q, v, k = ops.split(ops.view(y, { tokens, 4, 3 * quarter }), { quarter, quarter, quarter })
+  local function all(x) return by_heads(ops.contiguous(x), c.heads, c.head_size) end
+  return all(q), all(k), all(v)
+end
+
 local function project(c, w, x, ctx)
   if w.qkv then return split[c.qkv](c, linear(w.qkv, x, ctx, "f32")) end
   local q, k, v = linear(w.q, x, ctx, "f32"), linear(w.k, x, ctx, "f32"), linear(w.v, x, ctx, c.clip_qkv and "f32" or nil)
@@ -82,9 +93,10 @@ local function head_norm(c, stage, role, x)
     return by_heads(flat, shape[2], shape[3])
   end
   if c.qk_norm == "each" then
-    local rows = {}
-    for h = 0, shape[2] - 1 do rows[h + 1] = ops.view(stage.weights[role .. h], { 1, shape[3] }) end
-    w = ops.cat(1, unpack(rows))
+    for h = 0, shape[2] - 1 do
+      local row = ops.view(stage.weights[role .. h], { 1, shape[3] })
+      w = w and ops.cat(w, row, 1) or row
+    end
   end
   return ops.mul(ops.layer_norm(x, nil, nil, c.eps), ops.view(w, { 1, shape[2], shape[3] }))
 end
@@ -120,7 +132,15 @@ function attention.forward(c, stage, x, carry, ctx)
   local mask = { starts = carry.starts, causal = true, window = c.windows[stage.index], scale = c.scales[stage.index], cap = c.attention_cap,
     sinks = w.sinks, bias = carry.slopes, zero = carry.slopes_zero, chunk = c.chunks and c.chunks[stage.index] or nil }
   local y = ctx.cache and ctx.cache:attend(stage.index, q, k, v, mask) or ops.attention(q, k, v, mask)
-  return linear(w.o, ops.view(y, { tokens, c.heads * c.head_size }), ctx, "f32")
+  if w.output_gate then
+    local gate = ops[c.output_gate](linear(w.output_gate, x, ctx, "f32"))
+    gate = ops.view(gate, { tokens, c.heads, c.gate_per_head and 1 or c.head_size })
+    y = ops.mul(ctx.dtype == "f32" and y or ops.to(y, "f32"), gate)
+    if ctx.dtype ~= "f32" then y = ops.to(y, ctx.dtype) end
+  end
+  y = ops.view(y, { tokens, c.heads * c.head_size })
+  if c.names.o_norm then y = norm.apply(c, stage, "o_norm", y, ctx.dtype) end
+  return linear(w.o, y, ctx, "f32")
 end
 
 -- Heads of the cache, and the sizes of keys and values.

@@ -32,8 +32,8 @@ function latent.forward(c, stage, x, carry, ctx)
   local k_nope, v = ops.split(ops.view(kv, { tokens, c.heads, c.nope_size + c.value_size }), { c.nope_size, c.value_size })
   q_rope = ops.rope(ops.contiguous(q_rope), carry.angles, carry.positions, "f32")
   k_rope = ops.rope(ops.view(ops.contiguous(k_rope), { tokens, 1, c.rope_size }), carry.angles, carry.positions, "f32")
-  q = ops.cat(3, q_nope, q_rope)
-  local k = ops.cat(3, k_nope, ops.expand(k_rope, { tokens, c.heads, c.rope_size }))
+  q = ops.cat(q_nope, q_rope, 3)
+  local k = ops.cat(k_nope, ops.expand(k_rope, { tokens, c.heads, c.rope_size }), 3)
   v = ops.contiguous(v)
   if ctx.dtype ~= "f32" then q, k, v = ops.to(q, ctx.dtype), ops.to(k, ctx.dtype), ops.to(v, ctx.dtype) end
   local mask = { starts = carry.starts, causal = true, window = c.windows[stage.index], scale = c.scales[stage.index] }

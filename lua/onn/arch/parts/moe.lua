@@ -1,8 +1,9 @@
 -- A mixture of experts in place of a block's feed-forward part. c.moe: experts, per_token, inner (of each), score ("softmax" over all
--- experts, or "sigmoid"), normalize (the chosen scores to a sum of 1), scale (of the result), groups and per_token_groups (experts are
--- chosen among the best groups), correction (a bias that counts for choosing only), router_bias, shared (inner width of what sees every
--- token; 0: none), shared_gate (its output is weighed by a sigmoid); stacked (the experts' weights are one tensor each: (experts, out, in),
--- or with stored = "in_out" (experts, in, out)).
+-- experts, "sigmoid", or, of the chosen ones' logits, "logits" (a softmax) or "sigmoid_of_chosen"), normalize (the chosen scores to a sum
+-- of 1), scale (of the result), groups and per_token_groups (experts are chosen among the best groups), correction (a bias that counts for
+-- choosing only), router_bias, shared (inner width of what sees every token; 0: none), shared_gate (its output is weighed by a sigmoid);
+-- stacked (the experts' weights are one tensor each: (experts, out, in), or with stored = "in_out" (experts, in, out)).
+local linear = require "onn.nn.linear"
 local mlp = require "onn.arch.parts.mlp"
 local ops = require "onn.ops"
 local tape = require "onn.autograd.tape"
@@ -19,7 +20,7 @@ function moe.tensors(c, _, add)
   local m, n = c.moe, c.names
   add.matrix("router", n.router .. ".weight", { m.experts, c.width })
   if m.router_bias then add.vector("router_bias", n.router .. ".bias", { m.experts }) end
-  if m.correction then add.vector("correction", n.correction, { m.experts }) end
+  if m.correction then add.vector("correction", n.correction, m.correction_shape or { m.experts }) end
   if m.stacked then
     local function put(role, name, out, into)
       add.matrix(role, name, m.stored == "in_out" and { m.experts, into, out } or { m.experts, out, into })
@@ -32,11 +33,11 @@ function moe.tensors(c, _, add)
   end
   if (m.shared or 0) > 0 then
     mlp.add(c, add, { gate = n.shared_gate, up = n.shared_up, down = n.shared_down, gate_up = n.shared_gate_up }, m.shared, "shared_")
-    if m.shared_gate then add.matrix("shared_weight", n.shared_weight .. ".weight", { 1, c.width }) end
+    if m.shared_gate then add.linear("shared_weight", n.shared_weight, 1, c.width) end
   end
 end
 
--- Scores of experts outside of the best groups become -inf: a group counts as its best expert, or, with a correction, its two best.
+-- Scores of experts outside of the best groups become 0: a group counts as the sum of its group_score best experts.
 local function within_groups(m, scores)
   local tokens, size = scores:size(1), m.experts / m.groups
   local grouped = ops.view(scores, { tokens * m.groups, size })
@@ -47,26 +48,23 @@ local function within_groups(m, scores)
     local inside = {}
     for _, g in ipairs(rows[t]) do inside[g] = true end
     mask[t] = {}
-    for e = 0, m.experts - 1 do mask[t][e + 1] = inside[math.floor(e / size)] and 0 or m.outside or -math.huge end
+    for e = 0, m.experts - 1 do mask[t][e + 1] = inside[math.floor(e / size)] and 1 or 0 end
   end
-  if m.outside then -- a score of nothing instead of none
-    for t = 1, tokens do for e = 1, m.experts do mask[t][e] = mask[t][e] == 0 and 1 or 0 end end
-    return ops.mul(scores, tensors.from_table(mask, "f32"))
-  end
-  return ops.add(scores, tensors.from_table(mask, "f32"))
+  return ops.mul(scores, tensors.from_table(mask, "f32"))
 end
 
 -- Which experts each token goes to, and with which weight: f32 (tokens, per_token) and rows of numbers from 0.
 local function route(c, w, x)
   local m = c.moe
   local logits = (ops.linear(x, w.router, w.router_bias, nil, nil, nil, nil, "f32"))
-  local scores = m.score == "sigmoid" and ops.sigmoid(logits) or m.score == "logits" and logits or ops.softmax(logits)
+  local of_logits = m.score == "logits" or m.score == "sigmoid_of_chosen"
+  local scores = m.score == "sigmoid" and ops.sigmoid(logits) or of_logits and logits or ops.softmax(logits)
   local choice = scores
   if w.correction then choice = tape.constant(ops.add, choice, ops.view(w.correction, { 1, m.experts })) end
   if (m.groups or 1) > 1 then choice = tape.constant(within_groups, m, choice) end
   local values, indices = ops.topk(choice, m.per_token)
   if choice ~= scores then values = ops.pick(scores, indices) end
-  if m.score == "logits" then values = ops.softmax(values) end
+  if m.score == "logits" then values = ops.softmax(values) elseif of_logits then values = ops.sigmoid(values) end
   if m.normalize then
     local total = ops.view(ops.sum(values), { values:size(1), 1 })
     values = ops.div(values, m.normalize_eps and ops.affine(total, 1, m.normalize_eps) or total)
@@ -134,7 +132,7 @@ function moe.forward(c, stage, x, carry, ctx)
   end
   if (m.shared or 0) > 0 then
     local y = mlp.run(c, w, x, ctx, "shared_", "f32")
-    if m.shared_gate then y = ops.mul(y, ops.sigmoid((ops.linear(x, w.shared_weight, nil, nil, nil, nil, nil, "f32")))) end
+    if m.shared_gate then y = ops.mul(y, ops.sigmoid(linear(w.shared_weight, x, ctx, "f32"))) end
     sum = ops.add(sum, y)
   end
   return sum
