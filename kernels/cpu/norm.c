@@ -156,8 +156,8 @@ static Status norm_backward(const Norm *a, const View *starts) {
         int32_t *tiles;
         size_t bytes;
         Status status = tiles_make(&tiles, &count, &bytes, starts, rows);
-        if (status != OK)
-            return status;
+        if (status != OK || scratch_only())
+            return scratch_free(status == OK ? tiles : NULL, bytes), status;
 #pragma omp parallel for schedule(static) if (rows * width >= 32768)
         for (int64_t from = 0; from < width; from += STRIP) {
             int64_t to = from + STRIP < width ? from + STRIP : width;
@@ -167,6 +167,8 @@ static Status norm_backward(const Norm *a, const View *starts) {
         }
         scratch_free(tiles, bytes);
     }
+    if (scratch_only())
+        return OK;
 #pragma omp parallel for schedule(static) if (rows * width >= 32768)
     for (int64_t r = 0; r < rows; r++) {
 #define ROW(yd, xd) row_backward(a, r, yd, xd)
