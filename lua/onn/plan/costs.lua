@@ -49,9 +49,9 @@ end
 
 -- f(shadow) in a dry run with the model's shadow; remembered by the text of what it depends on.
 local function once(model, opt, what, f)
-  local known, key = memo(model), nil
+  local known = memo(model)
   local layout = opt.layout and (opt.tile or "whole") or "resident"
-  key = table.concat({ what, layout, tostring(opt.full), tostring(opt.rank), tostring(opt.dropout), tensors.threads() }, "|")
+  local key = table.concat({ what, layout, tostring(opt.full), tostring(opt.rank), tostring(opt.dropout), tensors.threads() }, "|")
   if not known[key] then known[key] = dry(function() return f(phantom.model(model, opt)) end) end
   return known[key]
 end
@@ -91,7 +91,7 @@ local function pass(shadow, i, rows, length, hidden, back, more)
   local ctx = { dtype = shadow.dtype, training = back, seed = 0, epoch = 0, labels = example.labels, rows = example.rows, loss_scale = 1,
     dry = true }
   tensors.reset_peak()
-  local before, flops, t, out = used(), tensors.dry_flops(), nil, nil
+  local before, flops, t, out = used(), tensors.dry_flops()
   if back then
     t, out = sweep.taped(shadow, i, carry, ctx, hidden ~= nil)
   else
@@ -173,17 +173,19 @@ end
 
 -- Costs of one part of `tokens` tokens without gradients, in the middle of generating if cache (tokens that keys and values are kept for)
 -- is given. opt: layout, tile. Returns {forward (bytes at the largest moment of the stages but the last), head (of the last one's, logits
--- of one row), logits (bytes of those)}.
+-- of one row), logits (bytes of those), carry (of a hidden state), common (of tables of positions)}.
 function costs.text(model, tokens, cache, opt)
   local size, known = ("%d of %d"):format(tokens, cache), memo(model)
-  local result, hidden, last = { forward = 0 }, nil, #model.stages
+  local result, hidden, last = { forward = 0, carry = 0 }, nil, #model.stages
   local function item_of(shadow, only)
     local slots = Cache.new(shadow, 1, cache)
     slots.lengths[1] = math.max(0, cache - tokens)
     local part = slots:part(1, tokens)
     local example = example_of(shadow, 1, tokens)
     example.longest, example.starts = cache, part.q_starts
+    local before = used()
     local carry = shadow:carry(example)
+    result.common = used() - before
     carry.hidden = hidden and tensors.new(hidden[1], hidden[2]) or carry.hidden
     return { carry = carry, ctx = { cache = part, dtype = shadow.dtype, only = only, dry = true } }, slots
   end
@@ -201,7 +203,8 @@ function costs.text(model, tokens, cache, opt)
         else
           item.carry = scope(shadow.run, shadow.sizes, shadow.stages[i], item.carry, item.ctx)
         end
-        local got = { bytes = peak() - before, out = item.carry.hidden and like(item.carry.hidden) }
+        local got = { bytes = peak() - before, common = result.common }
+        if i < last then got.out, got.carry = like(item.carry.hidden), item.carry.hidden:bytes() end
         if i == last then got.logits = item.carry.logits:bytes() end
         slots:free()
         item.ctx.cache:free()
@@ -211,8 +214,9 @@ function costs.text(model, tokens, cache, opt)
     if i == last then
       result.head, result.logits = one.bytes, one.logits
     else
-      hidden, result.forward = one.out, math.max(result.forward, one.bytes)
+      hidden, result.forward, result.carry = one.out, math.max(result.forward, one.bytes), math.max(result.carry, one.carry)
     end
+    result.common = one.common
   end
   return result
 end
