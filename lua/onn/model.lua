@@ -22,6 +22,17 @@ local function choose_dtype(wanted, store)
   return native and (bytes.BF16 or 0) + (bytes.F16 or 0) > (bytes.F32 or 0) and "bf16" or "f32"
 end
 
+-- Fills in what a description (of onn.arch) says, in an arithmetic's dtype; self.store has the tensors' headers.
+local function follow(self, described, dtype)
+  self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
+  self.net, self.run, self.dtype = described.net, described.net.forward, dtype
+  self.angles = self.sizes.rope and rope.new(self.sizes.rope)
+  return self
+end
+
+-- A model of which there is no more than a description and a store's headers, for plans; {info = function(store, name)}.
+function Model.described(described, dtype, store) return follow(setmetatable({ store = store }, Model), described, dtype) end
+
 -- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json).
 -- Returns the model (weights not loaded), or nil, message, code. `model.missing` lists what stands in the way of running it.
 function Model.open(path, opt)
@@ -49,11 +60,7 @@ function Model.open(path, opt)
     return self
   end
   self.missing = arch.check(described, store)
-  self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
-  self.net, self.run = described.net, described.net.forward
-  self.dtype = choose_dtype(opt.dtype, store)
-  self.angles = self.sizes.rope and rope.new(self.sizes.rope)
-  return self
+  return follow(self, described, choose_dtype(opt.dtype, store))
 end
 
 -- Brings one stage's weights to the device. Vectors are f32; matrices stay as stored in f32 arithmetic and are bf16 in bf16's.

@@ -56,22 +56,33 @@ local function passing_bytes(model)
   return bytes
 end
 
--- The sum of f(i) over positions from..to.
-local function sum(from, to, f)
-  local total = 0
-  for i = from, to do total = total + f(i) end
-  return total
+-- Sums of f(1), f(2), ... f(n): a function of from and to.
+local function sums(n, f)
+  local upto = { [0] = 0 }
+  for i = 1, n do upto[i] = upto[i - 1] + (f(i) or 0) end
+  return function(from, to) return to >= from and upto[to] - upto[from - 1] or 0 end
+end
+
+-- A micro-batch's costs (onn.plan.costs), with sums over stages, and what was worked out of them: moments.
+local function costs_of(model, opt, f, micro, layout)
+  local length = opt.seq_len or 1
+  local m = costs.of(model, micro, length, { lowest = f.stage, modules = f.modules, full = opt.full, rank = opt.rank,
+    dropout = opt.dropout, layout = layout, tile = f.tile })
+  local before = f.last - 1
+  m.tokens, m.length, m.moments = micro * length, length, {}
+  m.flops = sums(before, function(i) return m.stages[i].flops end)
+  m.back_flops = sums(before, function(i) return m.stages[i].back_flops end)
+  m.tapes = sums(before, function(i) return m.stages[i].tape end)
+  m.inputs = sums(before, function(i) return i > 1 and m.stages[i - 1].carry end)
+  return m
 end
 
 -- Operations per token: all of them; those on the way there, through the stages from position `from` on; the last stage's; those on the
 -- way back, recompute of what is not kept included.
 local function operations(opt, f, m, kept, from)
-  local last, stages, tokens = f.last, m.stages, m.tokens
-  local forward = sum(from, last - 1, function(i) return stages[i].flops end) / tokens
-  local back = sum(f.stage, last - 1, function(i) return stages[i].back_flops end) / tokens
-  local again = sum(f.bottom, last - 1 - kept, function(i) return stages[i].flops end) / tokens
-  local heads = m.head_flops(true) / tokens * (opt.supervised or 1)
-  return forward + heads + back + again, forward, heads, back + again
+  local forward, heads = m.flops(from, f.last - 1) / m.tokens, m.head_flops(true) / m.tokens * (opt.supervised or 1)
+  local back = (m.back_flops(f.stage, f.last - 1) + m.flops(f.bottom, f.last - 1 - kept)) / m.tokens
+  return forward + heads + back, forward, heads, back
 end
 
 -- Numbers from `most` down to `least` in about `steps` equal steps, both ends included.
@@ -117,7 +128,9 @@ local function facts_of(model, opt)
   for _, layer in ipairs(modules) do f.adapter = f.adapter + (layer.out + layer.into) * opt.rank end
   f.bottom = math.max(first, model.stages[1].kind == "embedding" and 2 or 1)
   f.above = f.last - f.bottom
-  f.resident, f.loading, f.passing = memory.weights(model), memory.loading(model), passing_bytes(model)
+  local passing = passing_bytes(model)
+  f.resident, f.loading = memory.weights(model), memory.loading(model)
+  f.passing = sums(f.last, function(i) return passing[i] end)
   return f
 end
 
@@ -131,10 +144,9 @@ local MOVES = 10
 local function seconds_of(opt, f, m, how, from, bytes, spills)
   local rates, micros, tokens = f.rates, math.ceil(opt.batch / how.micro), opt.batch * (opt.row_tokens or m.length)
   local _, there, head, back = operations(opt, f, m, how.kept, from)
-  local function weights(first, to) return sum(first, to, function(i) return f.passing[i] end) end
-  local on, above, head_bytes = weights(from, f.last - 1), weights(f.bottom, f.last - 1), f.passing[f.last]
-  local again, heads = weights(f.bottom, f.last - 1 - how.kept), math.ceil(micros / how.together)
-  local moved = sum(f.bottom, f.last - 1, function(i) return m.stages[i].tape end) * MOVES / rates.copy * tokens / m.tokens
+  local on, above, head_bytes = f.passing(from, f.last - 1), f.passing(f.bottom, f.last - 1), f.passing(f.last, f.last)
+  local again, heads = f.passing(f.bottom, f.last - 1 - how.kept), math.ceil(micros / how.together)
+  local moved = m.tapes(f.bottom, f.last - 1) * MOVES / rates.copy * tokens / m.tokens
   local arithmetic = { tokens * there / rates.product + micros * on / rates.pass + moved / 3,
     tokens * head / rates.product + 2 * heads * head_bytes / rates.pass, -- its weight is packed and passes again
     tokens * back / rates.product + micros * (above + again) / rates.pass + 2 * moved / 3 }
@@ -149,35 +161,32 @@ local function seconds_of(opt, f, m, how, from, bytes, spills)
   return seconds
 end
 
--- Bytes of the tapes that are kept for one micro-batch, of the hidden states that come into their stages, and the largest moments beside
--- all kept tapes: of stages whose tapes are kept, and of the others, where the tape and what comes out are made again.
+-- The largest moments of one micro-batch beside all kept tapes: of stages whose tapes are kept, and of the others, where the tape and
+-- what comes out are made again.
 local function moments(f, m, kept)
-  local tape, pinned, during, rebuilt = 0, 0, 0, 0
+  if m.moments[kept] then return unpack(m.moments[kept]) end
+  local during, rebuilt = 0, 0
   for i = 1, f.last - 1 do
     local one = m.stages[i]
     if i >= f.last - kept then
-      tape, pinned = tape + one.tape, pinned + (i > 1 and m.stages[i - 1].carry or 0)
       during = math.max(during, one.back, one.forward - one.tape - one.carry)
     else
       rebuilt = math.max(rebuilt, one.forward, one.tape and one.back + one.tape + one.carry or 0)
     end
   end
-  return tape, pinned, during, rebuilt
-end
-
--- Bytes of carries of one micro-batch: the hidden states that come into the stages whose tapes are not kept, and two at the boundary.
-local function carried(f, m, kept)
-  return sum(f.bottom, f.last - 1 - kept, function(i) return i > 1 and m.stages[i - 1].carry or 0 end) + 2 * m.carry
+  m.moments[kept] = { during, rebuilt }
+  return during, rebuilt
 end
 
 -- One candidate: its bytes and seconds. how: {micro, kept (blocks whose tapes are kept), together, ram (of carries), slots (nil: all
 -- weights rest in memory)}.
-local function candidate(model, opt, f, m, how)
+local function candidate(opt, f, m, how)
   local micros = math.ceil(opt.batch / how.micro)
-  local rebuilt, tape, pinned, during, most = f.above - how.kept, moments(f, m, how.kept)
-  tape, pinned = tape * micros, pinned * micros
+  local rebuilt, kept_from, during, most = f.above - how.kept, f.last - how.kept, moments(f, m, how.kept)
+  local tape, pinned = m.tapes(kept_from, f.last - 1) * micros, m.inputs(kept_from, f.last - 1) * micros
   local weights = how.slots and f.vectors + how.slots * f.layout.slot or f.resident
   local work = math.max(during, most - tape, m.head(how.together, true)) -- where tapes are rebuilt, those that were kept are gone
+  if how.ram < how.carries then work = work + 4 * m.carry end -- of carries that are spilled some are in use beside the quota
   local frozen = f.stage > 2 -- are there stages below with nothing trained in them?
   if opt.reuse_prefix and frozen then work = work + 2 * m.carry end -- what onn.prefix copies and fetches
   local carries = math.min(how.ram, how.carries) + pinned
@@ -241,14 +250,11 @@ end
 local function variants(model, opt, f, streamed, try)
   local modes = opt.recompute == "on" and { 0 } or opt.recompute == "off" and { f.above } or between(0, f.above, 6)
   for _, micro in ipairs(divisors(opt)) do
-    local length = opt.seq_len or 1
-    local m = costs.of(model, micro, length, { lowest = f.stage, modules = f.modules, full = opt.full, rank = opt.rank, dropout = opt.dropout,
-      layout = streamed and f.layout or nil, tile = f.tile })
-    m.tokens, m.length = micro * length, length
+    local m = costs_of(model, opt, f, micro, streamed and f.layout or nil)
     local micros = math.ceil(opt.batch / micro)
     for _, kept in ipairs(modes) do
       for _, together in ipairs(between(1, micros, 4)) do
-        local carries = micros * carried(f, m, kept)
+        local carries = micros * (m.inputs(f.bottom, f.last - 1 - kept) + 2 * m.carry) -- two at the boundary
         local least = (together + 3) * m.carry
         local rams = { math.huge }
         if opt.scratch ~= false and carries > least then -- a quarter is for writes under way
@@ -259,21 +265,21 @@ local function variants(model, opt, f, streamed, try)
           if streamed then
             local slots, most = opt.slots or (opt.prefetch == false and 1 or 2), #f.layout.units
             how.slots = math.min(slots, most)
-            local p = candidate(model, opt, f, m, how)
+            local p = candidate(opt, f, m, how)
             local spare = math.floor((f.budget - p.peak + (p.held or 0)) / f.layout.slot) -- slots go before a prefix cache in memory
             if not opt.slots and spare > 0 then
               try(p)
               how.slots = math.min(how.slots + spare, most)
-              p = candidate(model, opt, f, m, how)
+              p = candidate(opt, f, m, how)
             end
             try(p)
             local needed = f.suffix_units -- once the prefix is known, more slots than the rest takes are of no use
             if p.suffix_seconds_per_step and how.slots > needed and not opt.slots then
               how.slots = needed
-              try(candidate(model, opt, f, m, how))
+              try(candidate(opt, f, m, how))
             end
           else
-            local p = candidate(model, opt, f, m, how)
+            local p = candidate(opt, f, m, how)
             try(p)
             if p.peak <= f.budget then break end -- carries that fit are not spilled
           end

@@ -5,7 +5,10 @@
 --   stages(sizes)            -> {name, kind, index, layers = {{role, name, out, into}}, tensors = {{name, shape, role, vector}}, shares}
 --   start(model, batch)      -> the first carry
 --   forward(sizes, stage, carry, ctx) -> the next carry; the last stage gives carry.nll where ctx.labels are, else carry.logits
+--   example(model, rows, length) -> what a batch of that size looks like, for a plan's dry runs (onn.dry); absent: of tokens, onn.batch's
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
+-- What a net takes follows from dry runs of forward, where ctx.dry is true: tensors have shapes and no values. Where shapes depend on values
+-- (which experts a token goes to), forward then takes those that cost most.
 -- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.
 local json = require "onn.core.json"
 local lfs = require "lfs"

@@ -23,8 +23,8 @@ local function text_of(value)
   return "{" .. table.concat(parts, ",") .. "}"
 end
 
--- What makes a stage what it is, its place and its tensors' names aside: shapes, roles, and what the sizes say of its number alone.
-local function signature(model, i)
+-- A number for what makes a stage what it is, its place and its tensors' names aside: shapes, roles, and what the sizes say of its number alone.
+local function signature(model, i, known)
   local stage, parts = model.stages[i], {}
   for _, t in ipairs(stage.tensors) do
     local dtype = t.vector and "" or model.store:info(t.name).dtype
@@ -37,13 +37,15 @@ local function signature(model, i)
     if stage.index and type(list) == "table" and list[stage.index] ~= nil then parts[#parts + 1] = key .. text_of(list[stage.index]) end
   end
   table.sort(parts)
-  return table.concat(parts, ";")
+  local text = table.concat(parts, ";")
+  if not known.kinds[text] then known.count, known.kinds[text] = known.count + 1, known.count + 1 end
+  return known.kinds[text]
 end
 
-local remembered = setmetatable({}, { __mode = "k" }) -- model -> {signatures = {}, [text] = costs}
+local remembered = setmetatable({}, { __mode = "k" }) -- model -> {signatures (of its stages), kinds ({[text] = number}), count, [text] = costs}
 
 local function memo(model)
-  remembered[model] = remembered[model] or { signatures = {} }
+  remembered[model] = remembered[model] or { signatures = {}, kinds = {}, count = 0 }
   return remembered[model]
 end
 
@@ -91,7 +93,8 @@ local function pass(shadow, i, rows, length, hidden, back, more)
   local ctx = { dtype = shadow.dtype, training = back, seed = 0, epoch = 0, labels = example.labels, rows = example.rows, loss_scale = 1,
     dry = true }
   tensors.reset_peak()
-  local before, flops, t, out = used(), tensors.dry_flops()
+  local before, flops = used(), tensors.dry_flops()
+  local t, out
   if back then
     t, out = sweep.taped(shadow, i, carry, ctx, hidden ~= nil)
   else
@@ -137,7 +140,7 @@ function costs.of(model, rows, length, opt)
   local known, result, last = memo(model), { stages = {}, carry = 0, hidden = 0 }, #model.stages
   local size, hidden = ("%dx%d"):format(rows, length), nil
   for i = 1, last - 1 do
-    known.signatures[i] = known.signatures[i] or signature(model, i)
+    known.signatures[i] = known.signatures[i] or signature(model, i, known)
     local modules, named = modules_of(model, i, opt.modules)
     local back = i >= opt.lowest
     local what = table.concat({ size, known.signatures[i], text_of(hidden), tostring(back), named }, "|")
@@ -190,7 +193,7 @@ function costs.text(model, tokens, cache, opt)
     return { carry = carry, ctx = { cache = part, dtype = shadow.dtype, only = only, dry = true } }, slots
   end
   for i = 1, last do
-    known.signatures[i] = known.signatures[i] or signature(model, i)
+    known.signatures[i] = known.signatures[i] or signature(model, i, known)
     local what = table.concat({ size, known.signatures[i], text_of(hidden), i == last and "logits" or "text" }, "|")
     local one = once(model, opt, what, function(shadow)
       return about(model.stages[i], function()
