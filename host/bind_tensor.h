@@ -45,7 +45,11 @@ int check_shape(lua_State *L, int arg, int64_t shape[MAX_DIMS]);
         done(L, run_status, 0); \
     } while (0)
 
-/* backend() : the table of the device in use; set when the bindings are opened. */
+/* backend() : the table of the device in use; set when the bindings are opened. tensors_pool() : where new tensors lie. */
 const Backend *backend(void);
+Memory *tensors_pool(void);
+
+/* tensors_dry() : with `on`, new tensors and scratch are counted in memory_dry() and backend() computes nothing; else as ever. */
+void tensors_dry(int on);
 
 #endif
