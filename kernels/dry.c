@@ -88,34 +88,34 @@ static double pairs(const Mask *m) {
 
 /* Two products forward; backward four, and the scores again, which are not counted. */
 static Status dry_attention(View *y, View *lse, const View *q, const View *k, const View *v, const Mask *mask, float scale) {
-    flops += 4 * pairs(mask) * (double)(q->shape[1] * q->shape[2]);
+    flops += 2 * pairs(mask) * (double)(q->shape[1] * (q->shape[2] + v->shape[2]));
     return SCRATCH(attention(y, lse, q, k, v, mask, scale));
 }
 
 static Status dry_attention_backward(View *dq, View *dk, View *dv, const View *dy, const View *y, const View *lse, const View *q,
                                      const View *k, const View *v, const Mask *mask, float scale) {
-    flops += 8 * pairs(mask) * (double)(q->shape[1] * q->shape[2]);
+    flops += 4 * pairs(mask) * (double)(q->shape[1] * (q->shape[2] + v->shape[2]));
     return SCRATCH(attention_backward(dq, dk, dv, dy, y, lse, q, k, v, mask, scale));
 }
 
-static Status dry_attention_decode(View *y, const View *q, const View *k, const View *v, const View *lengths, int64_t window, float scale) {
+static Status dry_attention_decode(View *y, const View *q, const View *k, const View *v, const View *lengths, const Mask *mask, float scale) {
     for (int64_t s = 0; s < q->shape[0]; s++) {
         int64_t n = ((const int32_t *)lengths->data)[s];
-        count(q->shape[1], q->shape[2], window && n > window ? window : n, 2);
+        count(q->shape[1], q->shape[2] + v->shape[3], mask->window && n > mask->window ? mask->window : n, 1);
     }
-    return SCRATCH(attention_decode(y, q, k, v, lengths, window, scale));
+    return SCRATCH(attention_decode(y, q, k, v, lengths, mask, scale));
 }
 
-static Status dry_head_loss(View *nll, View *dx, View *dw, const View *x, const View *w, const View *labels, const View *starts, float scale,
-                            float multiplier) {
+static Status dry_head_loss(View *nll, View *dx, View *dw, View *dbias, const View *x, const View *w, const View *labels,
+                            const View *starts, float scale, const Logits *form) {
     count(view_rows(x), w->shape[0], w->shape[1], 1 + (dx != NULL) + (dw != NULL));
-    return SCRATCH(head_loss(nll, dx, dw, x, w, labels, starts, scale, multiplier));
+    return SCRATCH(head_loss(nll, dx, dw, dbias, x, w, labels, starts, scale, form));
 }
 
 static Status dry_head_part(View *stats, View *sums, View *label_rows, const View *x, const View *w, const View *labels, int64_t first,
-                            float multiplier) {
+                            const Logits *form) {
     count(view_rows(x), w->shape[0], w->shape[1], sums ? 2 : 1);
-    return SCRATCH(head_part(stats, sums, label_rows, x, w, labels, first, multiplier));
+    return SCRATCH(head_part(stats, sums, label_rows, x, w, labels, first, form));
 }
 
 static Status dry_rms_norm_backward(View *dx, View *dw, const View *dy, const View *x, const View *w, const View *rstd, const View *starts) {

@@ -78,13 +78,27 @@ typedef struct Lora {
 } Lora;
 
 /* How queries see keys. Sequence s owns query tokens q_starts[s]..q_starts[s+1] and key tokens k_starts[s]..k_starts[s+1];
- * its last query sits at its last key (keys >= queries). window: keys seen back from a query, itself included; 0 = all. */
+ * its last query sits at its last key (keys >= queries). window: keys seen back from a query, itself included; 0 = all. chunk: with
+ * causal, only keys of the query's own run of `chunk` keys, counted from the sequence's first; 0 = all. Scores, once scaled, become
+ * cap * tanh(score / cap) if cap > 0, then bias is added: f32 (heads, bias_size), at the key's number - the query's + bias_zero, clamped
+ * to the row's ends; NULL: none. sinks: f32 (heads), a logit more for each head's softmax, without a value; NULL: none. */
 typedef struct Mask {
     const int32_t *q_starts, *k_starts;
     int64_t sequences;
     int causal;
-    int64_t window;
+    int64_t window, chunk;
+    float cap;
+    const float *bias, *sinks;
+    int64_t bias_size, bias_zero;
 } Mask;
+
+/* How a language-model head's products become logits: multiplier * (product + bias), then cap * tanh(logit / cap) if cap > 0. */
+typedef struct Logits {
+    float multiplier, cap;
+    const float *bias; /* of the whole vocabulary, or NULL */
+} Logits;
+
+enum { HEAD_MOST = 512 };
 
 /* Convolution and pooling geometry, (h, w) pairs; padding is (top, left, bottom, right). */
 typedef struct Conv {

@@ -6,6 +6,7 @@ local corpora = require "onn.core.corpus"
 local full = require "onn.nn.full"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
+local model_options = require "onn.model_options"
 local plan = require "onn.plan"
 local runtime = require "onn.runtime"
 local store = require "onn.store"
@@ -19,14 +20,14 @@ local opt = cli.parse {
   summary = "Runs the `input_ids` (rows, length) of a safetensors file through MODEL and writes `logits` (rows, length, vocabulary).",
   example = "onn forward models/tiny --input ids.safetensors --output out.safetensors",
   arguments = { { "MODEL", "model directory" } },
-  options = streaming.add {
+  options = model_options.add(streaming.add {
     { "input", type = "string", metavar = "FILE", help = "safetensors file with input_ids, and labels if wanted" },
     { "output", type = "string", metavar = "FILE", help = "safetensors file to write" },
     { "hidden", help = "write the head's input too, as `hidden`" },
     { "gradients", help = "write `loss` and the gradient of every trained tensor, as grad.NAME" },
     { "adapter", type = "string", metavar = "DIR", help = "LoRA adapter to put on the model" },
     { "full", help = "the model's own weights are the trained tensors" },
-  },
+  }),
 }
 if not opt.input or not opt.output then cli.fail("forward: --input FILE and --output FILE are needed", 2) end
 if opt.gradients and not (opt.adapter or opt.full) then
@@ -34,7 +35,7 @@ if opt.gradients and not (opt.adapter or opt.full) then
 end
 local machine = runtime.apply(opt)
 
-local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
+local model = cli.check(Model.open(opt.model, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 local input = cli.check(store.open(opt.input))
 if not input:info "input_ids" then cli.fail(("%s: no tensor 'input_ids'"):format(opt.input)) end

@@ -5,6 +5,7 @@ local bpe_train = require "onn.bpe_train"
 local core = require "onn.core.ops"
 local files = require "onn.files"
 local json = require "onn.core.json"
+local legacy = require "onn.legacy_tokenizer"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
 local system = require "onn.core.system"
@@ -88,11 +89,23 @@ local function texts_of(path)
   return list
 end
 
+-- Files from before tokenizer.json are written as one, and the special tokens that their family implies as a special_tokens_map.json.
 local function copy_tokenizer(from, directory)
-  local ok, message, code
+  local ok, message, code, roles
   for _, name in ipairs(tokenizer_files) do
     local text
-    text, message, code = system.read_file(from .. "/" .. name)
+    if roles and name == "special_tokens_map.json" then
+      text = json.encode(roles)
+    else
+      text, message, code = system.read_file(from .. "/" .. name)
+    end
+    if not text and name == "tokenizer.json" and system.isdir(from) then
+      local names
+      text, names, code = legacy.read(from, files.read_json(from .. "/tokenizer_config.json") or {})
+      if not text then return nil, names, code end
+      roles = {}
+      for role, token in pairs(names) do roles[role .. "_token"] = token end
+    end
     if text then ok, message, code = system.write_file(directory .. "/" .. name, text) end
     if not text and name == "tokenizer.json" or text and not ok then return nil, message, code end
   end

@@ -32,7 +32,7 @@ local function adapted(model, layers, targets)
   local all = targets == nil or names["all-linear"]
   for i, stage in ipairs(model.stages) do
     for _, layer in ipairs(wanted(stage, layers) and stage.layers or {}) do
-      if all or names[layer.name] or names[layer.name:match "[^.]+$"] then
+      if all and not layer.expert or names[layer.name] or names[layer.name:match "[^.]+$"] then
         list[#list + 1], set[layer], first = layer, true, math.min(first, i)
       end
     end

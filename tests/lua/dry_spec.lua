@@ -60,7 +60,7 @@ describe("a dry run", function()
         local model = assert(Model.open(shared .. "/" .. name, { dtype = dtype }))
         model.net = setmetatable({ example = tokens_of }, { __index = model.net })
         for _, way in ipairs(ways) do
-          for _, size in ipairs { { 1, 7 }, { 3, 65 }, { 2, 150 } } do
+          for _, size in ipairs { { 1, 7 }, { 3, 65 } } do
             local hidden
             for i = 1, math.min(#model.stages - 1, 3) do
               local modules = {}

@@ -209,18 +209,28 @@ rules.rope = {
   backward = function(s, dy) return core.rope(dy, s.angles.cos, s.angles.sin, s.positions, s.angles.interleaved, -1) end,
 }
 
--- q, k, v (tokens, heads, size); mask {starts=, causal=, window=, scale=}
+-- q, k (tokens, heads, size), v (tokens, heads, its own size); keys and values may have fewer heads, and come from other tokens than
+-- queries (key_starts). The mask holds starts, causal, window (keys seen back, itself included; 0 or nil: all), scale, and what a family adds:
+--   cap    scores become cap * tanh(scale * score / cap)
+--   bias   f32 (heads, distances), added to scaled (and capped) scores: entry `zero` (from 0) is for the query's own key, the one after it for
+--          the next key; distances beyond the table's ends take the ends' entries (ALiBi, T5's relative positions, made into a table)
+--   sinks  f32 (heads): a logit more per head, which takes its share of the softmax and has no value (gpt-oss)
+--   chunk  with causal: only keys of the same run of `chunk` tokens, counted from the sequence's start (llama 4)
+-- bias and sinks get no gradient.
 rules.attention = {
   forward = function(s, i, mask)
     local keys = mask.key_starts or mask.starts
-    local y, lse = core.attention(i[1], i[2], i[3], mask.starts, keys, mask.causal, mask.window, mask.scale, s.keep)
+    for _, name in ipairs { "bias", "sinks" } do
+      if s.keep and mask[name] and tape.tracked(mask[name]) then error(("attention: '%s' cannot be trained"):format(name), 0) end
+    end
+    local y, lse = core.attention(i[1], i[2], i[3], mask.starts, keys, mask.causal, mask.window or 0, mask.scale, s.keep, mask)
     keep(s, i[1], i[2], i[3], y, lse)
-    s.mask = mask
+    s.mask, s.bias, s.sinks = mask, mask.bias, mask.sinks
     return y
   end,
   backward = function(s, dy)
     local m = s.mask
-    return core.attention_backward(dy, s[4], s[5], s[1], s[2], s[3], m.starts, m.key_starts or m.starts, m.causal, m.window, m.scale)
+    return core.attention_backward(dy, s[4], s[5], s[1], s[2], s[3], m.starts, m.key_starts or m.starts, m.causal, m.window or 0, m.scale, m)
   end,
 }
 
@@ -259,10 +269,12 @@ rules.dropout = {
   backward = function(s, dy) return core.dropout(dy, s.p, s.random.seed, s.random.site, s.random.counter, s.rows) end,
 }
 
--- x, w -> nll (tokens). The gradient is made on the way forward, for d(nll) = scale everywhere; dy is not read again.
+-- x, w, bias (f32, vocabulary; or nil) -> nll f32 (tokens) of logits multiplier * (x w^T + bias), capped: cap * tanh(logit / cap) if cap is
+-- given. The gradient is made on the way forward, for d(nll) = scale everywhere; dy is not read again.
 rules.head_loss = {
-  forward = function(s, i, labels, starts, scale, multiplier)
-    local nll, dx = core.head_loss(i[1], i[2], labels, starts, scale, multiplier, s.keep, s.keep and tape.gradient(i[2]) or nil)
+  forward = function(s, i, labels, starts, scale, multiplier, cap)
+    local function leaf(k) return s.keep and i[k] and tape.gradient(i[k]) or nil end
+    local nll, dx = core.head_loss(i[1], i[2], labels, starts, scale, multiplier, s.keep, leaf(2), i[3], cap, leaf(3))
     s.dx = dx
     return nll
   end,
@@ -271,8 +283,8 @@ rules.head_loss = {
 
 -- The same where the weight passed in parts: x, and a state of core.head_begin that has seen all of them. The state's tensors are freed.
 rules.head_end = {
-  forward = function(s, i, state, labels, scale, multiplier)
-    local nll, dx = core.head_end(state, i[1], labels, scale, multiplier, s.keep)
+  forward = function(s, i, state, labels, scale, multiplier, cap)
+    local nll, dx = core.head_end(state, i[1], labels, scale, multiplier, s.keep, cap)
     s.dx = dx
     return nll
   end,

@@ -57,7 +57,9 @@ local function stage_of(self, i, opt)
       weights[t.role] = rows_of(model, t)
     elseif not (layout and not t.vector and layout.tiles[i]) then -- a head's tiles come by the ring
       local w = tensors.new(dtype_of(model, t, layout), t.shape)
-      if opt.full then w = trained(model.dtype == "bf16" and w or tensors.new("f32", t.shape)) end
+      if opt.full and model.dtype ~= "bf16" then w = tensors.new("f32", t.shape) end
+      if t.transposed then w = w:transpose(1, 2) end
+      if opt.full then w = trained(w) end
       weights[t.role] = products[t.role] and tiles_of(w, products[t.role], layout) or w
     end
   end
