@@ -8,10 +8,13 @@
 --   continues, trains_on     -> optional: false where it does not continue a text; why the recipes have no rows to train it on
 --   ignorable(name)          -> optional: does nothing read this tensor of a checkpoint?
 --   batch(sizes, given)      -> optional: the batch of named tensors, or nil and a message (default: onn.batch.from_ids)
+--   example(model, rows, length) -> what a batch of that size looks like, for a plan's dry runs (onn.dry); absent: of tokens, onn.batch's
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
 --   cache(model, slots, capacity) -> optional: what generation carries, with onn.cache's interface; ctx.cache is it or one of its parts
 --   first_value(sizes, tensor, seed) -> optional: a tensor's first value in training from nothing, or nil: the usual one
 -- A tensor that is `fresh` may be made anew (onn.model).
+-- What a net takes follows from dry runs of forward, where ctx.dry is true: tensors have shapes and no values. Where shapes depend on values
+-- (which experts a token goes to), forward then takes those that cost most.
 -- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.
 local json = require "onn.core.json"
 local keys = require "onn.arch.keys"
