@@ -72,6 +72,7 @@ local first_steps = { time_step_min = any, time_step_max = any, time_step_floor 
   chunk_size = any } -- of first weights, or of how a scan is cut
 local of_family = {
   mamba = first_steps, falcon_mamba = first_steps, mamba2 = first_steps,
+  distilbert = { sinusoidal_pos_embds = any }, -- the table of places is stored
   mpt = { learned_pos_emb = true, norm_type = "low_precision_layernorm" }, gpt_oss = { swiglu_alpha = 1.702 },
   starcoder2 = { mlp_type = "default", norm_type = "layer_norm" }, deepseek_v2 = { scoring_func = "softmax" },
   deepseek_v3 = { scoring_func = "sigmoid", topk_method = "noaux_tc" },
