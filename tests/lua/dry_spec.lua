@@ -87,6 +87,10 @@ describe("a dry run", function()
                 assert.is_true(over >= -256 and over <= 256 + spread, text)
                 counted[key], measured[key] = nil, nil
               end
+              if model.sizes.moe then
+                assert.is_true(counted.tape >= measured.tape - 256 and counted.tape <= 1.05 * measured.tape + 256)
+                counted.tape, measured.tape = nil, nil
+              end
               assert.same(measured, counted)
               hidden = counted.out
             end
