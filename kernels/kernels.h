@@ -51,7 +51,8 @@ static inline int64_t view_count(const View *v) { return view_rows(v) * view_wid
 /* Elements from one row to the next; the caller has made sure that the leading dimensions collapse. */
 static inline int64_t view_step(const View *v) { return v->dims > 1 ? v->stride[v->dims - 2] : view_width(v); }
 
-#define UNARY_OPS(X) X(neg) X(exp) X(log) X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(relu) X(silu) X(gelu) X(gelu_tanh)
+#define UNARY_OPS(X) X(neg) X(exp) X(log) X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(relu) X(silu) X(gelu) X(gelu_tanh) \
+    X(relu6) X(hard_sigmoid) X(hard_swish)
 #define BINARY_OPS(X) X(add) X(sub) X(mul) X(div) X(max) X(min)
 #define REDUCE_OPS(X) X(sum) X(mean) X(max) X(argmax)
 #define GATES(X) X(silu) X(gelu) X(gelu_tanh) X(sigmoid) X(relu)
@@ -94,6 +95,12 @@ typedef struct Pool {
     int64_t kernel[2], stride[2], padding[4];
     int average, count_padding;
 } Pool;
+
+/* batch: the statistics are the batch's own, else the running ones; update (with batch): the running ones move towards them. */
+typedef struct BatchNorm {
+    float eps, momentum;
+    int batch, update;
+} BatchNorm;
 
 typedef struct Adam {
     float lr, beta1, beta2, eps, weight_decay;

@@ -111,6 +111,10 @@ enum { PIECE = 1 << 14, PARALLEL = 1 << 15 };
 #define VALUE_gelu(a) vec_gelu(a)
 #define VALUE_gelu_tanh(a) vec_gelu_tanh(a)
 
+#define VALUE_relu6(a) vec_minimum(vec_relu(a), vec_set(6))
+#define VALUE_hard_sigmoid(a) vec_hard_sigmoid(a)
+#define VALUE_hard_swish(a) ((a) * vec_hard_sigmoid(a))
+
 #define SLOPE_neg(x, y) vec_set(-1)
 #define SLOPE_exp(x, y) (y)
 #define SLOPE_log(x, y) (1.0f / (x))
@@ -123,6 +127,9 @@ enum { PIECE = 1 << 14, PARALLEL = 1 << 15 };
 #define SLOPE_silu(x, y) vec_silu_slope(x)
 #define SLOPE_gelu(x, y) vec_gelu_slope(x)
 #define SLOPE_gelu_tanh(x, y) vec_gelu_tanh_slope(x)
+#define SLOPE_relu6(x, y) vec_select(((x) > 0) & ((x) < 6), vec_set(1), vec_set(0))
+#define SLOPE_hard_sigmoid(x, y) vec_select(((x) > -3) & ((x) < 3), vec_set(1.0f / 6), vec_set(0))
+#define SLOPE_hard_swish(x, y) vec_select((x) < -3, vec_set(0), vec_select((x) <= 3, (x) * (1.0f / 3) + 0.5f, vec_set(1)))
 
 Status KERNEL(unary)(View *y, const View *x, UnaryOp op) {
     switch (op) {

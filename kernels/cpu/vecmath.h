@@ -12,6 +12,9 @@ static inline Vec vec_minimum(Vec a, Vec b) { return vec_select((a < b) | (a != 
 static inline Vec vec_relu(Vec x) { return vec_maximum(x, vec_set(0)); }
 static inline Vec vec_relu_slope(Vec x) { return vec_select(x > 0, vec_set(1), vec_set(0)); }
 
+/* relu6(x + 3) / 6 */
+static inline Vec vec_hard_sigmoid(Vec x) { return vec_minimum(vec_relu(x + 3.0f), vec_set(6)) * (1.0f / 6); }
+
 static inline Vec vec_sqrt(Vec x) {
 #if defined(__AVX512F__)
     return (Vec)_mm512_sqrt_ps((__m512)x);
