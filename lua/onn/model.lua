@@ -43,7 +43,7 @@ function Model.open(path, opt)
     end
   end
   self.config = type(config) == "table" and arch.clean(config) or {}
-  local described, wrong = arch.describe(config)
+  local described, wrong = arch.describe(config, store)
   if not described then
     self.missing = wrong
     return self
@@ -51,7 +51,11 @@ function Model.open(path, opt)
   self.missing = arch.check(described, store)
   self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
   self.net, self.run = described.net, described.net.forward
-  self.dtype = choose_dtype(opt.dtype, store)
+  local only = self.net.dtype
+  if only and opt.dtype and opt.dtype ~= "auto" and opt.dtype ~= only then
+    table.insert(self.missing, ("%s is computed in %s alone, not in %s"):format(self.family, only, opt.dtype))
+  end
+  self.dtype = only or choose_dtype(opt.dtype, store)
   self.angles = self.sizes.rope and rope.new(self.sizes.rope)
   return self
 end
@@ -60,7 +64,7 @@ end
 function Model:load_stage(stage)
   local weights = {}
   for _, t in ipairs(stage.tensors) do
-    local dtype = t.vector and "f32" or (self.dtype == "bf16" and "bf16" or nil)
+    local dtype = t.dtype or t.vector and "f32" or (self.dtype == "bf16" and "bf16" or nil)
     local w, message, code = self.store:read(t.name, dtype)
     if not w then return nil, message, code end
     weights[t.role] = core.keep(w)

@@ -163,7 +163,7 @@ function Run:head(items, total)
   end)
   for _, item in ipairs(items) do
     total = core.running_sum(item.carry.nll, total)
-    item.carry.last_hidden:free()
+    if item.carry.last_hidden then item.carry.last_hidden:free() end
     if back then
       walk(self, last, item, item.tapes[last], item.carry.nll, item.carry.nll) -- the head's rule made its gradient on the way forward
     else
@@ -196,6 +196,7 @@ function Run:backward()
         if rebuilt then
           local again
           item.ins[i] = i > 1 and self:get("h", i, item) or nil
+          item.ctx.repeated = true -- running statistics have moved already
           t, again = taped(self, i, carry_of(item, item.ins[i]), item)
           out = again.hidden
         end

@@ -1,11 +1,13 @@
 -- Architectures: which family a config names, which stages it has, and whether a store holds exactly their tensors.
 -- A family is one file in arch/families; it may build on another (base). Its `net` names the module onn.arch.NET that runs it
 -- (default: decoder). A net has
---   describe(config, family) -> sizes and switches, or nil and a list of what is wrong
+--   describe(config, family, store) -> sizes and switches, or nil and a list of what is wrong; store: the tensors, or nil for a new model
 --   stages(sizes)            -> {name, kind, index, layers = {{role, name, out, into}}, tensors = {{name, shape, role, vector}}, shares}
 --   start(model, batch)      -> the first carry
 --   forward(sizes, stage, carry, ctx) -> the next carry; the last stage gives carry.nll where ctx.labels are, else carry.logits
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
+--   data, dtype              -> what its batches hold ("images"; default: tokens), the only dtype of its arithmetic if there is but one
+--   train_mode, state        -> of a net whose stages behave otherwise in training, and keep more than parameters (tensors with `state`)
 -- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.
 local json = require "onn.core.json"
 local lfs = require "lfs"
@@ -62,8 +64,9 @@ function arch.clean(config)
   return c
 end
 
--- {family, sizes, stages} of a config, or nil and a list of what is missing for running it.
-function arch.describe(config)
+-- {family, sizes, stages} of a config (and of the store that it goes with, if there is one), or nil and a list of what is missing for
+-- running it.
+function arch.describe(config, store)
   if type(config) ~= "table" then return nil, { "config.json: an object is expected, found " .. values.shown(config) } end
   local given = config
   config = arch.clean(config)
@@ -81,7 +84,7 @@ function arch.describe(config)
     if given[key] == nil and nested[key] == nil then config[key] = value end
   end
   local net = require("onn.arch." .. (family.net or "decoder"))
-  local sizes, wrong = net.describe(config, family)
+  local sizes, wrong = net.describe(config, family, store)
   if not sizes then return nil, wrong end
   return { family = family, sizes = sizes, stages = net.stages(sizes), config = config, net = net }
 end
@@ -108,7 +111,9 @@ function arch.check(described, store)
         for d = 1, #t.shape do same = same and entry.shape[d] == t.shape[d] end
         if not same then
           wrong[#wrong + 1] = ("tensor '%s' has the shape %s, expected %s"):format(t.name, shape_text(entry.shape), shape_text(t.shape))
-        elseif not ({ F32 = true, BF16 = true, F16 = true })[entry.dtype] then
+        elseif t.dtype and entry.dtype:lower() ~= t.dtype then
+          wrong[#wrong + 1] = ("tensor '%s' is %s, expected %s"):format(t.name, entry.dtype, t.dtype:upper())
+        elseif not t.dtype and not ({ F32 = true, BF16 = true, F16 = true })[entry.dtype] then
           wrong[#wrong + 1] = ("tensor '%s' is %s, expected F32, BF16 or F16"):format(t.name, entry.dtype)
         end
       end
