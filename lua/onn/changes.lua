@@ -28,7 +28,7 @@ function changes.record(model, params)
       local w = used_weight(stage, t)
       if moved[t.name] then
         one.trained[t.name] = fingerprint(moved[t.name])
-      elseif w and (t.vector or not model.ring) then -- what passes through the ring is read from the file each time
+      elseif w and not (t.state and stage.batch_statistics) and not t.dtype and (t.vector or not model.ring) then -- what passes through the ring is read from the file each time
         one.frozen[t.name] = fingerprint(w)
       end
     end
