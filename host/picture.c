@@ -16,10 +16,8 @@
 #define STBI_NO_HDR
 #define STBI_NO_LINEAR
 #define STBI_MAX_DIMENSIONS (1 << 16)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function"
+#pragma GCC diagnostic ignored "-Wunused-function" /* what it declares and, so cut down, lacks */
 #include <stb/stb_image.h>
-#pragma GCC diagnostic pop
 
 enum { LIMIT = 1 << 28 /* bytes of a file */, PIXELS = 1 << 26 };
 
@@ -58,9 +56,10 @@ typedef struct Axis {
     int64_t size;
 } Axis;
 
-static Axis axis_make(int64_t source, double ratio, int64_t target) {
-    double scaled = (double)source / ratio;
-    return (Axis){.ratio = ratio, .shift = floor((scaled - (double)target) / 2 + 0.5), .support = ratio > 1 ? ratio : 1, .size = source};
+/* The line of `source` pixels becomes one of `scaled`, of which the middle `target` are kept. */
+static Axis axis_make(int64_t source, int64_t scaled, int64_t target) {
+    double ratio = (double)source / (double)scaled;
+    return (Axis){.ratio = ratio, .shift = nearbyint((double)(scaled - target) / 2), .support = ratio > 1 ? ratio : 1, .size = source};
 }
 
 static void axis_span(const Axis *a, int64_t i, int64_t *first, int64_t *end, double *middle) {
@@ -123,8 +122,12 @@ Status picture_read(const char *path, const PictureForm *form, float *out) {
     free(p.bytes);
     if (!pixels)
         return fail(ERR_FORMAT, "%s: the picture is damaged (%s)", path, stbi_failure_reason());
-    double ratio = fmin((double)height / (double)form->height, (double)width / (double)form->width);
-    Axis across = axis_make(width, ratio, form->width), down = axis_make(height, ratio, form->height);
+    int64_t high = form->height, wide_side = form->width; /* the whole picture scaled, its sides in proportion */
+    if ((int64_t)height * form->width <= (int64_t)width * form->height)
+        wide_side = high * width / height;
+    else
+        high = wide_side * height / width;
+    Axis across = axis_make(width, wide_side, form->width), down = axis_make(height, high, form->height);
     float *wide = malloc((size_t)height * (size_t)form->width * (size_t)form->channels * sizeof *wide);
     if (wide) {
         scale_rows(wide, pixels, &across, height, form->width, form->channels);

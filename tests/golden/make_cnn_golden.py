@@ -104,10 +104,12 @@ def reference(build, state, x, labels, dtype):
     return out
 
 
-def make(name, out):
+def make(name, out, draw=0):
+    """Writes one folder. A draw whose gradients hang on rounding is thrown away."""
     build = NETS[name]
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    torch.manual_seed(zlib.crc32(name.encode()))
+    seed = zlib.crc32(f"{name}/{draw}".encode())
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
     model = build()
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     with torch.no_grad():
@@ -122,15 +124,19 @@ def make(name, out):
     state = {k: v.clone().contiguous() for k, v in model.state_dict().items()}
     x, labels = torch.randn(4, 3, 64, 64, generator=generator), torch.tensor([3, 7, 0, 9])
     single, double = (reference(build, state, x, labels, d) for d in (torch.float32, torch.float64))
+    top = max(double[k].abs().max().item() for k in double if k.startswith("grad"))
+    off = {k: ((single[k].double() - double[k]).abs().max().item() / max(double[k].abs().max().item(), k.startswith("grad") * top / 1000))
+           for k in single}
+    worst = max(v for k, v in off.items() if k.startswith("grad"))
+    if worst > 1e-4 and draw < 20:
+        return make(name, out, draw + 1)
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config.to_dict() if hasattr(model, "config") else {"architecture": name, "num_classes": CLASSES}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     save_file({"x": x, "labels": labels, **{k: v.detach().contiguous().clone() for k, v in single.items()}}, folder / "golden.safetensors")
-    off = {k: ((single[k].double() - double[k]).abs().max() / double[k].abs().max()).item() for k in single}
-    print(f"{name:20s} logits {off['logits']:.1e}  train {off['logits.train']:.1e}  gradients "
-          f"{max(v for k, v in off.items() if k.startswith('grad')):.1e}", flush=True)
+    print(f"{name:20s} logits {off['logits']:.1e}  train {off['logits.train']:.1e}  gradients {worst:.1e}", flush=True)
 
 
 if __name__ == "__main__":
