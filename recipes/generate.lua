@@ -42,6 +42,7 @@ local machine = runtime.apply(opt)
 
 local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
 if #model.missing > 0 then cli.fail(model:why_not()) end
+if model:unfit "tokens" then cli.fail(model:unfit "tokens") end
 local tokenizer = cli.check(Tokenizer.open(model.directory))
 if opt.prompt and opt.prompts then cli.fail("generate: --prompt and --prompts cannot go together", 2) end
 if opt.system and not opt.chat then cli.fail("generate: --system belongs to --chat", 2) end

@@ -21,7 +21,7 @@ local a, model = inspect.analyse(opt.model, { dtype = opt.dtype, config = config
 cli.check(a, model)
 
 local needs = {}
-if a.runnable then
+if a.runnable and not model:unfit "tokens" then
   local seq_len = math.min(512, model.sizes.positions)
   local text = { tokens = seq_len, cache = 256 }
   local update = { rank = 8, batch = 8, micro_batch = 1, seq_len = seq_len, recompute = "on" }

@@ -114,6 +114,12 @@ function Model:why_not()
   return ("%s cannot be run: %s%s"):format(self.path, table.concat(shown, "; "), rest > 0 and (" and %d more"):format(rest) or "")
 end
 
+-- One line where the model's batches hold something other than `kind` ("tokens" or "images"), else nil.
+function Model:unfit(kind)
+  local data = self.net.data or "tokens"
+  return data ~= kind and ("%s takes %s, not %s"):format(self.path, data, kind) or nil
+end
+
 function Model:parameters()
   local total = 0
   for _, name in ipairs(self.store:names()) do

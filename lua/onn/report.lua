@@ -166,7 +166,8 @@ function Log:summary(session, out, peak, plot)
   local first, last = self.losses[1], self.losses[#self.losses]
   local result = { out = out, steps = session.step, skipped = session.skipped,
     loss_first = first and first[2], loss_last = last and last[2],
-    eval_before = finite(self.before), eval_after = finite(self.after), eval_accuracy = self.accuracy, tokens = self.tokens, seconds = self.seconds, tokens_per_s = rate,
+    eval_before = finite(self.before), eval_after = finite(self.after), eval_accuracy = self.accuracy,
+    tokens = self.tokens, seconds = self.seconds, tokens_per_s = rate,
     limit_share = share, limit_seconds = least, bound = bound, bytes_streamed = self.work.bytes_streamed, bytes_spilled = self.work.bytes_written,
     bytes_fetched = self.work.bytes_fetched, flops = self.work.flops,
     peak_flops = self.facts.rates.flops, disk_bytes_per_s = (self.work.bytes_read or 0) > 0 and self.facts.rates.disk() or nil,

@@ -30,11 +30,9 @@ function full.parameters(model, wanted)
       for _, t in ipairs(stage.tensors) do
         local layer = stage.weights[t.role]
         local owner = stage.weights[t.role:match "^(.*)_bias$" or ""]
-        if t.state then -- training moves it, the optimizer does not
-          layer = nil
-        elseif type(layer) == "table" then
+        if type(layer) == "table" then
           layer.weight = register(t.name, layer.weight)
-        elseif layer then
+        elseif layer and not t.state then -- what the forward pass itself moves is no parameter
           stage.weights[t.role] = register(t.name, layer)
         elseif type(owner) == "table" and owner.bias then
           owner.bias = register(t.name, owner.bias)

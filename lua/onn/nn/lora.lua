@@ -151,7 +151,8 @@ function lora.config(model, adapter)
     if one.alpha ~= adapter.alpha then alphas[key] = one.alpha end
   end
   return {
-    peft_type = "LORA", task_type = model.net.data == "images" and json.null or "CAUSAL_LM", r = adapter.rank, lora_alpha = adapter.alpha, lora_dropout = adapter.dropout,
+    peft_type = "LORA", task_type = model.net.data == "images" and json.null or "CAUSAL_LM", r = adapter.rank,
+    lora_alpha = adapter.alpha, lora_dropout = adapter.dropout,
     target_modules = json.array(targets), bias = "none", base_model_name_or_path = model.directory,
     fan_in_fan_out = false, inference_mode = true, use_rslora = adapter.rslora, use_dora = false, init_lora_weights = true,
     layers_to_transform = layers and json.array(layers) or json.null,
