@@ -35,6 +35,9 @@ static Conv read_conv(lua_State *L, int arg) {
     read_sizes(L, arg, "padding", 4, c.padding, 0, 0);
     read_sizes(L, arg, "dilation", 2, c.dilation, 1, 1);
     read_sizes(L, arg, "groups", 1, &c.groups, 1, 1);
+    lua_getfield(L, arg, "by_image");
+    c.by_image = lua_toboolean(L, -1);
+    lua_pop(L, 1);
     return c;
 }
 

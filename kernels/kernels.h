@@ -52,10 +52,10 @@ static inline int64_t view_count(const View *v) { return view_rows(v) * view_wid
 static inline int64_t view_step(const View *v) { return v->dims > 1 ? v->stride[v->dims - 2] : view_width(v); }
 
 #define UNARY_OPS(X) X(neg) X(exp) X(log) X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(relu) X(silu) X(gelu) X(gelu_tanh) \
-    X(relu6) X(hard_sigmoid) X(hard_swish)
+    X(quick_gelu) X(relu2) X(relu6) X(softplus) X(hardswish) X(hardsigmoid)
 #define BINARY_OPS(X) X(add) X(sub) X(mul) X(div) X(max) X(min)
 #define REDUCE_OPS(X) X(sum) X(mean) X(max) X(argmax)
-#define GATES(X) X(silu) X(gelu) X(gelu_tanh) X(sigmoid) X(relu)
+#define GATES(X) X(silu) X(gelu) X(gelu_tanh) X(sigmoid) X(relu) X(quick_gelu) X(relu2) X(tanh) X(swiglu_oai)
 
 #define X(name) UNARY_##name,
 typedef enum UnaryOp { UNARY_OPS(X) UNARY_COUNT } UnaryOp;
@@ -79,17 +79,32 @@ typedef struct Lora {
 } Lora;
 
 /* How queries see keys. Sequence s owns query tokens q_starts[s]..q_starts[s+1] and key tokens k_starts[s]..k_starts[s+1];
- * its last query sits at its last key (keys >= queries). window: keys seen back from a query, itself included; 0 = all. */
+ * its last query sits at its last key (keys >= queries). window: keys seen back from a query, itself included; 0 = all. chunk: with
+ * causal, only keys of the query's own run of `chunk` keys, counted from the sequence's first; 0 = all. Scores, once scaled, become
+ * cap * tanh(score / cap) if cap > 0, then bias is added: f32 (heads, bias_size), at the key's number - the query's + bias_zero, clamped
+ * to the row's ends; NULL: none. sinks: f32 (heads), a logit more for each head's softmax, without a value; NULL: none. */
 typedef struct Mask {
     const int32_t *q_starts, *k_starts;
     int64_t sequences;
     int causal;
-    int64_t window;
+    int64_t window, chunk;
+    float cap;
+    const float *bias, *sinks;
+    int64_t bias_size, bias_zero;
 } Mask;
+
+/* How a language-model head's products become logits: multiplier * (product + bias), then cap * tanh(logit / cap) if cap > 0. */
+typedef struct Logits {
+    float multiplier, cap;
+    const float *bias; /* of the whole vocabulary, or NULL */
+} Logits;
+
+enum { HEAD_MOST = 512 };
 
 /* Convolution and pooling geometry, (h, w) pairs; padding is (top, left, bottom, right). */
 typedef struct Conv {
     int64_t stride[2], padding[4], dilation[2], groups;
+    int by_image; /* gradients of w are summed image by image: the same bits however a batch is cut */
 } Conv;
 typedef struct Pool {
     int64_t kernel[2], stride[2], padding[4];
@@ -101,6 +116,11 @@ typedef struct BatchNorm {
     float eps, momentum;
     int batch, update;
 } BatchNorm;
+
+/* A selective scan's time steps: softplus(dt + bias), clamped to [low, high]. */
+typedef struct Steps {
+    float low, high;
+} Steps;
 
 typedef struct Adam {
     float lr, beta1, beta2, eps, weight_decay;

@@ -4,6 +4,7 @@ local data = require "onn.data"
 local limit = require "onn.limit"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
+local model_options = require "onn.model_options"
 local plan = require "onn.plan"
 local runtime = require "onn.runtime"
 local settings = require "onn.settings"
@@ -16,7 +17,7 @@ local opt = cli.parse {
   summary = "Mean loss per supervised token of MODEL on DATA, with its perplexity and bits per byte of text; of images loss and accuracy.",
   example = "onn evaluate models/smollm2 held-out.jsonl --adapter adapter",
   arguments = { { "MODEL", "model directory" }, { "DATA", "held-out data" } },
-  options = streaming.add {
+  options = model_options.add(streaming.add {
     { "adapter", type = "string", metavar = "DIR", help = "LoRA adapter to put on the model" },
     { "seq-len", type = "integer", default = 512, min = 2, help = "longest sequence in tokens" },
     { "batch", type = "integer", default = 8, min = 1, help = "sequences that go through together" },
@@ -28,12 +29,12 @@ local opt = cli.parse {
     { "prompt-key", type = "string", help = "key of the prompt in DATA" },
     { "completion-key", type = "string", help = "key of the completion in DATA" },
     { "template", type = "string", help = "file or text with {prompt} and {completion}" },
-  },
+  }),
 }
 settings.apply(opt, opt.model, { batch = true, chunk = true, threads = true, dtype = true }) -- the length says what the loss is of
 local machine = runtime.apply(opt)
 
-local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
+local model = cli.check(Model.open(opt.model, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 if model.net.data == "images" then
   require("onn.evaluate_images")(model, opt, machine)

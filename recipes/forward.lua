@@ -6,6 +6,7 @@ local corpora = require "onn.core.corpus"
 local full = require "onn.nn.full"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
+local model_options = require "onn.model_options"
 local plan = require "onn.plan"
 local runtime = require "onn.runtime"
 local store = require "onn.store"
@@ -20,7 +21,7 @@ local opt = cli.parse {
     .. "of images `x` (n, channels, height, width): `logits` (n, classes).",
   example = "onn forward models/tiny --input ids.safetensors --output out.safetensors",
   arguments = { { "MODEL", "model directory" } },
-  options = streaming.add {
+  options = model_options.add(streaming.add {
     { "input", type = "string", metavar = "FILE", help = "safetensors file with input_ids (images: x), and labels if wanted" },
     { "output", type = "string", metavar = "FILE", help = "safetensors file to write" },
     { "hidden", help = "write the head's input too, as `hidden`" },
@@ -29,7 +30,7 @@ local opt = cli.parse {
     { "full", help = "the model's own weights are the trained tensors" },
     { "train-mode", help = "images: write `logits.train` too, of batch norms that take the batch's statistics; gradients are then of this mode, "
       .. "and the running statistics behind it are after.NAME" },
-  },
+  }),
 }
 if not opt.input or not opt.output then cli.fail("forward: --input FILE and --output FILE are needed", 2) end
 if opt.gradients and not (opt.adapter or opt.full) then
@@ -37,7 +38,7 @@ if opt.gradients and not (opt.adapter or opt.full) then
 end
 local machine = runtime.apply(opt)
 
-local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
+local model = cli.check(Model.open(opt.model, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 if model.net.data == "images" then
   require "onn.forward_images"(model, opt, machine)

@@ -7,6 +7,7 @@ local layers = require "onn.layers"
 local limit = require "onn.limit"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
+local model_options = require "onn.model_options"
 local plot = require "onn.plot"
 local report = require "onn.report"
 local runtime = require "onn.runtime"
@@ -25,14 +26,14 @@ local opt = cli.parse {
     .. "y in a safetensors file) and writes an adapter in PEFT's format.",
   example = "onn train models/smollm2 questions.jsonl --out adapter --epochs 1",
   arguments = { { "MODEL", "model directory" }, { "DATA", "training data" } },
-  options = require "onn.training_options",
+  options = model_options.add(require "onn.training_options"),
 }
 local wrong = training.check(opt)
 if wrong then cli.fail("train: " .. wrong, 2) end
 settings.apply(opt, opt.model)
 local machine = runtime.apply(opt)
 
-local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
+local model = cli.check(Model.open(opt.model, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 local unfit = training.check_data(model, opt)
 if unfit then cli.fail("train: " .. unfit, 2) end

@@ -5,6 +5,7 @@ local bpe_train = require "onn.bpe_train"
 local core = require "onn.core.ops"
 local files = require "onn.files"
 local json = require "onn.core.json"
+local legacy = require "onn.legacy_tokenizer"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
 local system = require "onn.core.system"
@@ -39,7 +40,7 @@ function fresh.config(text, vocabulary)
     if config[name] == nil then config[name] = described.sizes[key] end
   end
   if config.tie_word_embeddings == nil then config.tie_word_embeddings = false end
-  if not config.rope_parameters and config.rope_theta == nil then config.rope_theta = described.sizes.rope.theta end
+  if described.sizes.rope and not config.rope_parameters and config.rope_theta == nil then config.rope_theta = described.sizes.rope.theta end
   return config
 end
 
@@ -92,11 +93,23 @@ local function texts_of(path)
   return list
 end
 
+-- Files from before tokenizer.json are written as one, and the special tokens that their family implies as a special_tokens_map.json.
 local function copy_tokenizer(from, directory)
-  local ok, message, code
+  local ok, message, code, roles
   for _, name in ipairs(tokenizer_files) do
     local text
-    text, message, code = system.read_file(from .. "/" .. name)
+    if roles and name == "special_tokens_map.json" then
+      text = json.encode(roles)
+    else
+      text, message, code = system.read_file(from .. "/" .. name)
+    end
+    if not text and name == "tokenizer.json" and system.isdir(from) then
+      local names
+      text, names, code = legacy.read(from, files.read_json(from .. "/tokenizer_config.json") or {})
+      if not text then return nil, names, code end
+      roles = {}
+      for role, token in pairs(names) do roles[role .. "_token"] = token end
+    end
     if text then ok, message, code = system.write_file(directory .. "/" .. name, text) end
     if not text and name == "tokenizer.json" or text and not ok then return nil, message, code end
   end
@@ -131,17 +144,15 @@ function fresh.tokenizer(directory, config, opt)
   return true
 end
 
-local residual = { o = true, down = true }
+local residual = { o = true, down = true, out_proj = true }
 
 -- Matrices are normal with the config's initializer_range, norms 1, biases 0. The products that end in the residual stream are
--- smaller by sqrt(2 layers), so that their sum over all layers keeps one layer's size. A tensor's own `fill` or `deviation` comes first. Numbers
--- depend on the seed and the name only.
+-- smaller by sqrt(2 layers), so that their sum over all layers keeps one layer's size. Numbers depend on the seed and the name only.
 local function first_value(t, deviation, seed)
-  if t.fill then return tensors.new(t.dtype or "f32", t.shape):fill(t.fill) end
   local w = tensors.new("f32", t.shape)
   if t.role:find "_bias$" then return w:fill(0) end
   if t.vector then return w:fill(1) end
-  return core.normal(w, seed, "init/" .. t.name, 0, t.deviation or deviation)
+  return core.normal(w, seed, "init/" .. t.name, 0, deviation)
 end
 
 -- Writes config.json, generation_config.json and the first model.safetensors. Returns true, or nil, message, code.
@@ -170,7 +181,8 @@ function fresh.weights(directory, config, seed)
     local values = {}
     for _, stage in ipairs(described.stages) do
       for _, t in ipairs(stage.tensors) do
-        values[t.name] = first_value(t, residual[t.role] and range / math.sqrt(2 * described.sizes.layers) or range, seed)
+        local own = described.net.first_value and described.net.first_value(described.sizes, t, seed)
+        values[t.name] = own or first_value(t, residual[t.role] and range / math.sqrt(2 * described.sizes.layers) or range, seed)
       end
     end
     return stores.write(directory .. "/model.safetensors", values, { format = "pt" })

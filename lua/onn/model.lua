@@ -1,7 +1,9 @@
 -- A model: a chain of stages whose weights come from a store. Opening reads headers only; load() brings the weights.
+local alibi = require "onn.nn.alibi"
 local arch = require "onn.arch"
 local core = require "onn.core.tensor"
 local files = require "onn.files"
+local missing = require "onn.missing"
 local rope = require "onn.nn.rope"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
@@ -22,7 +24,15 @@ local function choose_dtype(wanted, store)
   return native and (bytes.BF16 or 0) + (bytes.F16 or 0) > (bytes.F32 or 0) and "bf16" or "f32"
 end
 
--- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json).
+-- A weight stored (in, out) as the products take it.
+local function transposed(w)
+  local view = w:transpose(1, 2)
+  w:free()
+  return view
+end
+
+-- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json), family and
+-- set ({key = JSON text}): what config.json lacks, or says otherwise (onn.arch.infer).
 -- Returns the model (weights not loaded), or nil, message, code. `model.missing` lists what stands in the way of running it.
 function Model.open(path, opt)
   opt = opt or {}
@@ -38,14 +48,21 @@ function Model.open(path, opt)
     config, message, code = files.read_json(directory .. "/config.json")
     if not config then
       if code ~= "io" then store:close() return nil, message, code end
-      self.missing = { "config.json (" .. message .. ")" }
-      return self
+      if not opt.family then
+        self.missing = { "config.json (" .. message .. "); --family NAME does without" }
+        return self
+      end
+      self.stand_in = true
     end
+  end
+  if opt.family or opt.set then
+    config, message, code = require("onn.arch.infer").config(config, opt, store)
+    if not config then store:close() return nil, message, code end
   end
   self.config = type(config) == "table" and arch.clean(config) or {}
   local described, wrong = arch.describe(config, store)
   if not described then
-    self.missing = wrong
+    self.missing = self.stand_in and require("onn.arch.infer").asked_for(wrong) or wrong
     return self
   end
   self.missing = arch.check(described, store)
@@ -56,7 +73,10 @@ function Model.open(path, opt)
     table.insert(self.missing, ("%s is computed in %s alone, not in %s"):format(self.family, only, opt.dtype))
   end
   self.dtype = only or choose_dtype(opt.dtype, store)
-  self.angles = self.sizes.rope and rope.new(self.sizes.rope)
+  local c = self.sizes
+  self.angles = c.rope and rope.new(c.rope, c.interleaved, c.rope_backwards)
+  self.local_angles = c.rope_of_windows and rope.new(c.rope_of_windows, c.interleaved)
+  self.slopes = c.alibi and alibi.new(c.heads, c.slope_scale)
   return self
 end
 
@@ -67,7 +87,7 @@ function Model:load_stage(stage)
     local dtype = t.dtype or t.vector and "f32" or (self.dtype == "bf16" and "bf16" or nil)
     local w, message, code = self.store:read(t.name, dtype)
     if not w then return nil, message, code end
-    weights[t.role] = core.keep(w)
+    weights[t.role] = core.keep(t.transposed and transposed(w) or w)
   end
   for _, layer in ipairs(stage.layers) do
     layer.weight, layer.bias = weights[layer.role], weights[layer.role .. "_bias"]
@@ -106,13 +126,8 @@ function Model:load(opt)
   return true
 end
 
--- One line that says what is missing to run this model, naming the first few things.
-function Model:why_not()
-  local shown = {}
-  for i = 1, math.min(3, #self.missing) do shown[i] = self.missing[i] end
-  local rest = #self.missing - #shown
-  return ("%s cannot be run: %s%s"):format(self.path, table.concat(shown, "; "), rest > 0 and (" and %d more"):format(rest) or "")
-end
+-- One line that says what is missing to run this model.
+function Model:why_not() return ("%s cannot be run: %s"):format(self.path, missing(self.missing)) end
 
 -- One line where the model's batches hold something other than `kind` ("tokens" or "images"), else nil.
 function Model:unfit(kind)
@@ -156,9 +171,9 @@ function Model:run_head(items, around, done)
   end
   for _, item in ipairs(items) do around(item, function(carry) return steps.begin(sizes, stage, carry, item.ctx) end) end
   self.ring:tiles(i, function(weight, first)
-    for _, item in ipairs(items) do steps.part(item.carry, item.ctx, weight, first) end
+    for _, item in ipairs(items) do steps.part(sizes, item.carry, item.ctx, weight, first) end
   end)
-  for _, item in ipairs(items) do around(item, function(carry) return steps.finish(carry, item.ctx) end) end
+  for _, item in ipairs(items) do around(item, function(carry) return steps.finish(sizes, carry, item.ctx) end) end
   finished()
 end
 
@@ -244,7 +259,7 @@ end
 
 function Model:close()
   self:unload()
-  if self.angles then self.angles:free() end
+  for _, table in pairs { self.angles or false, self.local_angles or false, self.slopes or false } do if table then table:free() end end
   self.store:close()
 end
 

@@ -42,7 +42,7 @@ local function adapted(model, set, targets)
   local all = targets == nil or wanted["all-linear"]
   for _, stage in ipairs(model.stages) do
     for _, layer in ipairs(set[stage.index] and stage.layers or {}) do
-      if all or wanted[layer.name] or wanted[layer.name:match "[^.]+$"] then list[#list + 1] = layer end
+      if all and not layer.expert or wanted[layer.name] or wanted[layer.name:match "[^.]+$"] then list[#list + 1] = layer end
     end
   end
   return list

@@ -128,8 +128,8 @@ describe("image activations and concatenation", function()
     local list = { -4, -3.0001, -2.5, -1, -1e-3, 1e-3, 1, 2.9, 3.0001, 5.9, 6.1, 9 }
     local x = core.from_table(list)
     local function hard(v) return math.max(0, math.min(6, v + 3)) / 6 end
-    local functions = { relu6 = function(v) return math.max(0, math.min(6, v)) end, hard_sigmoid = hard,
-      hard_swish = function(v) return v * hard(v) end }
+    local functions = { relu6 = function(v) return math.max(0, math.min(6, v)) end, hardsigmoid = hard,
+      hardswish = function(v) return v * hard(v) end }
     for name, f in pairs(functions) do
       local want, slopes = {}, {}
       for i, v in ipairs(list) do

@@ -1,15 +1,29 @@
 -- Convolutional nets that classify images. A family (arch/families, net = "convolutional") builds its stages with onn.arch.image_stages;
 -- onn.arch.image_layers runs their nodes. The first carry holds x f32 (n, c, h, w), later ones hidden; the last stage's logits are (n, classes).
 local builder = require "onn.arch.image_stages"
+local core = require "onn.core.ops"
 local layers = require "onn.arch.image_layers"
 local ops = require "onn.ops"
+local tensors = require "onn.core.tensor"
 local values = require "onn.arch.config"
 
 local convolutional = { data = "images", dtype = "f32" }
 
 local SIZE = values.integer(1, 2 ^ 20)
-local keys = { { "num_classes", SIZE }, { "num_labels", SIZE }, { "num_channels", SIZE }, { "image_size", values.integer(1, 2 ^ 14) },
-  { "dropout", values.number } }
+
+-- A list whose elements are all of one type.
+local function list_of(kind)
+  return { text = "a list of " .. kind .. "s", check = function(v)
+    if type(v) ~= "table" or #v == 0 then return false end
+    for _, one in ipairs(v) do if type(one) ~= kind then return false end end
+    return true
+  end }
+end
+
+-- What a config may say; labels, image_mean and image_std are onn.data.images'.
+local keys = { { "width", SIZE }, { "num_classes", SIZE }, { "num_labels", SIZE }, { "num_channels", SIZE }, { "dropout", values.number },
+  { "image_size", values.integer(1, 2 ^ 14) }, { "labels", list_of "string" }, { "image_mean", list_of "number" },
+  { "image_std", list_of "number" } }
 
 -- Channels of the images: the first weight says it, the config of a new net, or they are 3.
 local function image_channels(family, config, store)
@@ -43,6 +57,12 @@ function convolutional.describe(config, family, store)
 end
 
 function convolutional.stages(sizes) return sizes.built end
+
+-- Convolutions keep the size of what they give back (arXiv 1502.01852), products that of their input; norms are 1 and 0, statistics new.
+function convolutional.first_value(_, t, seed)
+  if t.fill then return tensors.new(t.dtype or "f32", t.shape):fill(t.fill) end
+  return core.normal(tensors.new("f32", t.shape), seed, "init/" .. t.name, 0, t.deviation)
+end
 
 -- Batch norms of the trained stages (`wanted`: {[position] = true}, nil: all) take their batch's statistics while training.
 function convolutional.train_mode(model, wanted)

@@ -68,13 +68,12 @@ end
 
 function run.concat(node, x, stage, ctx) return ops.cat(x, layers.run(node.body, x, stage, ctx), 2) end
 
--- The body sees rows, one for each pixel: (n h w, c).
+-- The body sees rows, one for each pixel: (n, h w, c).
 function run.pixels(node, x, stage, ctx)
   local n, c, h, w = x:size(1), x:size(2), x:size(3), x:size(4)
-  local rows = ops.view(ops.contiguous(ops.transpose(ops.view(x, { n, c, h * w }), 2, 3)), { n * h * w, c })
+  local rows = ops.contiguous(ops.transpose(ops.view(x, { n, c, h * w }), 2, 3))
   local y = layers.run(node.body, rows, stage, ctx)
-  local out = y:size(2)
-  return ops.view(ops.contiguous(ops.transpose(ops.view(y, { n, h * w, out }), 2, 3)), { n, out, h, w })
+  return ops.view(ops.contiguous(ops.transpose(y, 2, 3)), { n, y:size(3), h, w })
 end
 
 -- Each channel times a number of its own (arXiv 2103.17239).

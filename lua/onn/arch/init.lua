@@ -8,8 +8,11 @@
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
 --   data, dtype              -> what its batches hold ("images"; default: tokens), the only dtype of its arithmetic if there is but one
 --   train_mode, state        -> of a net whose stages behave otherwise in training, and keep more than parameters (tensors with `state`)
+--   cache(model, slots, capacity) -> optional: what generation carries, with onn.cache's interface; ctx.cache is it or one of its parts
+--   first_value(sizes, tensor, seed) -> optional: a tensor's first value in training from nothing, or nil: the usual one
 -- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.
 local json = require "onn.core.json"
+local keys = require "onn.arch.keys"
 local lfs = require "lfs"
 local program = require "onn.core.program"
 local values = require "onn.arch.config"
@@ -64,8 +67,19 @@ function arch.clean(config)
   return c
 end
 
--- {family, sizes, stages} of a config (and of the store that it goes with, if there is one), or nil and a list of what is missing for
--- running it.
+-- Names as a checkpoint of the body alone has them.
+local function without_prefix(stages, prefix)
+  local function bare(name) return name:sub(1, #prefix) == prefix and name:sub(#prefix + 1) or name end
+  for _, stage in ipairs(stages) do
+    stage.name = bare(stage.name)
+    for _, t in ipairs(stage.tensors) do t.name = bare(t.name) end
+    for _, layer in ipairs(stage.layers) do layer.name = bare(layer.name) end
+    for role, name in pairs(stage.shares or {}) do stage.shares[role] = bare(name) end
+  end
+end
+
+-- {family, sizes, stages, net} of a config, or nil and a list of what is missing for running it. store: of the tensors, if there is one; names
+-- may lack the family's prefix there.
 function arch.describe(config, store)
   if type(config) ~= "table" then return nil, { "config.json: an object is expected, found " .. values.shown(config) } end
   local given = config
@@ -84,16 +98,22 @@ function arch.describe(config, store)
     if given[key] == nil and nested[key] == nil then config[key] = value end
   end
   local net = require("onn.arch." .. (family.net or "decoder"))
-  local sizes, wrong = net.describe(config, family, store)
+  local read = { model_type = true, architecture = true }
+  local sizes, wrong = net.describe(keys.recorded(config, read), family, store)
   if not sizes then return nil, wrong end
-  return { family = family, sizes = sizes, stages = net.stages(sizes), config = config, net = net }
+  wrong = keys.unread(config, read, family)
+  if #wrong > 0 then return nil, wrong end
+  local stages = net.stages(sizes)
+  if family.prefix and store and not store:info(stages[1].tensors[1].name) then without_prefix(stages, family.prefix) end
+  return { family = family, sizes = sizes, stages = stages, config = config, net = net }
 end
 
 local function shape_text(shape) return "(" .. table.concat(shape, ", ") .. ")" end
 
 -- Buffers that old checkpoints carry and nothing reads.
 local function ignorable(name, described)
-  return name:find "rotary_emb%.inv_freq$" or name:find "%.attn%.bias$"
+  return name:find "rotary_emb%.inv_freq$" or name:find "%.attn%.bias$" or name:find "%.attn%.masked_bias$" or name:find "attention%.bias$"
+    or name:find "attention%.masked_bias$"
     or (described.sizes.tied and name == described.sizes.names.head .. ".weight")
 end
 

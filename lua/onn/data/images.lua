@@ -138,12 +138,13 @@ local function normalised(set, x)
   return core.binary(y, tensors.from_table(set.deviation, "f32"):view(shape), "div")
 end
 
--- {x f32 (n, c, h, w), labels i32 (n), rows i64 (n): the samples' numbers, tokens, supervised} of some samples.
+-- {x f32 (n, c, h, w), labels i32 (n), starts i32 (n + 1): each image by itself, rows i64 (n): the samples' numbers, tokens, supervised} of some
+-- samples.
 function images.batch(set, numbers)
   local x = tensors.new("f32", { #numbers, set.channels, set.height, set.width })
-  local labels, rows = {}, {}
+  local labels, rows, starts = {}, {}, { 0 }
   for k, i in ipairs(numbers) do
-    labels[k], rows[k] = set.labels[i], i - 1
+    labels[k], rows[k], starts[k + 1] = set.labels[i], i - 1, k
     if set.files then
       local ok, message = picture.read(set.files[i], x:select(1, k), set.mean, set.deviation)
       if not ok then error(message, 0) end
@@ -154,7 +155,7 @@ function images.batch(set, numbers)
   end
   if set.x and set.x:dtype() == "u8" then x = normalised(set, x) end
   return { x = tensors.keep(x), labels = tensors.keep(tensors.from_table(labels, "i32")), rows = tensors.keep(tensors.from_table(rows, "i64")),
-    tokens = #numbers, supervised = #numbers }
+    starts = tensors.keep(tensors.from_table(starts, "i32")), tokens = #numbers, supervised = #numbers }
 end
 
 -- As onn.data's batches.
@@ -186,7 +187,7 @@ function images.loss(model, set, order)
     total = core.running_sum(nll, total)
     local found, wanted = core.reduce(carry.logits, "argmax"):totable(), b.labels:totable()
     for i = 1, #wanted do if found[i] == wanted[i] then right = right + 1 end end
-    for _, t in ipairs { carry.logits, nll, b.x, b.labels, b.rows } do t:free() end
+    for _, t in ipairs { carry.logits, nll, b.x, b.labels, b.rows, b.starts } do t:free() end
     if signals.pending() then return nil end
   end
   return total / set.samples, set.samples, right / set.samples

@@ -16,6 +16,6 @@ return function(layer, x, ctx, options)
   local y = ops.conv(x, weight:dtype() == "f32" and weight or weight:to "f32", layer.bias, options)
   local adapter = layer.adapter
   if not adapter then return y end
-  local h = ops.conv(input(adapter, x, ctx), adapter.a, nil, { stride = options.stride, padding = options.padding })
-  return ops.add(y, ops.affine(ops.conv(h, adapter.b, nil, { groups = options.groups }), adapter.scale, 0))
+  local h = ops.conv(input(adapter, x, ctx), adapter.a, nil, { stride = options.stride, padding = options.padding, by_image = true })
+  return ops.add(y, ops.affine(ops.conv(h, adapter.b, nil, { groups = options.groups, by_image = true }), adapter.scale, 0))
 end

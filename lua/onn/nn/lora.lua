@@ -45,9 +45,9 @@ function lora.parameters(adapter)
   return params
 end
 
--- Is layer wanted by a list of targets: last name ("q_proj") or whole path?
-local function targeted(name, targets)
-  if targets == "all-linear" then return true end
+-- Is layer wanted by a list of targets: last name ("q_proj") or whole path? Experts are only by name.
+local function targeted(name, targets, expert)
+  if targets == "all-linear" then return not expert end
   for _, target in ipairs(targets) do
     if name == target or name:sub(-#target - 1) == "." .. target then return target end
   end
@@ -96,11 +96,11 @@ function lora.create(model, opt)
   for _, item in ipairs(model:linear_layers()) do
     local layer, index = item.layer, item.stage.index
     local whole = opt.rank % (layer.groups or 1) == 0
-    if not whole and targets ~= "all-linear" and targeted(layer.name, targets) then
+    if not whole and targets ~= "all-linear" and targeted(layer.name, targets, layer.expert) then
       return nil, ("'%s' has %d groups: its adapter's rank should be a multiple of them, not %d"):format(layer.name, layer.groups, opt.rank),
         "argument"
     end
-    if (not opt.layers or opt.layers[index]) and whole and targeted(layer.name, targets) then
+    if (not opt.layers or opt.layers[index]) and whole and targeted(layer.name, targets, layer.expert) then
       local one = { name = layer.name, alpha = opt.alpha, scale = scale_of(opt.alpha, opt.rank, opt.rslora),
         dropout = opt.dropout or 0, index = index }
       local a, b = shapes(layer, opt.rank)

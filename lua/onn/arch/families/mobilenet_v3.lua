@@ -1,6 +1,6 @@
 -- torchvision's MobileNet v3, large and small (arXiv 1905.02244).
 -- into, kernel, expanded, out, squeeze, activation, stride
-local R, H = "relu", "hard_swish"
+local R, H = "relu", "hardswish"
 local kinds = {
   mobilenet_v3_large = { last = 1280, { 16, 3, 16, 16, false, R, 1 }, { 16, 3, 64, 24, false, R, 2 }, { 24, 3, 72, 24, false, R, 1 },
     { 24, 5, 72, 40, true, R, 2 }, { 40, 5, 120, 40, true, R, 1 }, { 40, 5, 120, 40, true, R, 1 }, { 40, 3, 240, 80, false, H, 2 },
@@ -32,7 +32,7 @@ local function inverted(b, name, kernel, wide, out, squeeze, activation, stride,
     unit(b.channels, kernel, { stride = stride, depthwise = true })
     b:activation(activation)
     if squeeze then
-      b:squeeze(("%s.block.%d"):format(name, at), rounded(math.floor(b.channels / 4)), "relu", "hard_sigmoid")
+      b:squeeze(("%s.block.%d"):format(name, at), rounded(math.floor(b.channels / 4)), "relu", "hardsigmoid")
       at = at + 1
     end
     unit(out, 1)
@@ -47,7 +47,7 @@ return {
     local function whole(at, ...)
       b:conv(("features.%d.0"):format(at), ...)
       b:norm(("features.%d.1"):format(at))
-      b:activation "hard_swish"
+      b:activation "hardswish"
     end
     b:block("features.0", function() whole(0, 16, 3, { stride = 2 }) end)
     for i, one in ipairs(kind) do
@@ -59,7 +59,7 @@ return {
     b:block("classifier.0", function()
       b:average()
       b:linear("classifier.0", kind.last)
-      b:activation "hard_swish"
+      b:activation "hardswish"
       b:dropout("classifier.0", b.drop)
     end)
     b:block("classifier.3", function() b:linear("classifier.3", b.classes) end, "classifier")

@@ -11,6 +11,7 @@ end
 
 return {
   name = "resnet (transformers)", net = "convolutional", model_types = { "resnet" }, first = "resnet.embedder.embedder.convolution",
+  only = { stage_names = true, out_features = true, out_indices = true }, -- of a net that gives its inner images
   check = function(config, wrong)
     local size = values.integer(1, 2 ^ 20)
     for _, key in ipairs { "hidden_sizes", "depths" } do
