@@ -38,30 +38,33 @@ static void turn_images(float *to, const float *from, int64_t images, int64_t ro
         turn(to + n * rows * columns, from + n * rows * columns, rows, columns);
 }
 
-/* What output pixel (i, j) sees at place (a, b) of its window, in an image with channels last; NULL in the padding. */
-static inline float *seen(float *image, const Shape *s, int64_t i, int64_t j, int64_t a, int64_t b) {
-    int64_t r = i * s->conv->stride[0] - s->conv->padding[0] + a * s->conv->dilation[0];
-    int64_t c = j * s->conv->stride[1] - s->conv->padding[1] + b * s->conv->dilation[1];
-    return r >= 0 && r < s->height && c >= 0 && c < s->width ? image + (r * s->width + c) * s->in : NULL;
-}
-
-/* One image's windows (pixels, window) from its pixels, or back: pixels get the sum of what their places in windows have. */
+/* One image's windows (pixels, window) from its pixels, or back: pixels get the sum of what their places in windows have. Neighbouring columns of a
+ * window are neighbours in the image, too, where nothing is left out between them: they go as one run. */
 INLINE void pass(float *windows, float *image, const Shape *s, const int back) {
+    const int64_t step = s->conv->dilation[1], run = step == 1 ? s->kernel[1] : 1; /* columns that go together */
     float *row = windows;
     if (back)
         memset(image, 0, (size_t)(s->height * s->width * s->in) * sizeof *image);
     for (int64_t i = 0; i < s->rows; i++)
         for (int64_t j = 0; j < s->columns; j++)
             for (int64_t a = 0; a < s->kernel[0]; a++)
-                for (int64_t b = 0; b < s->kernel[1]; b++, row += s->in) {
-                    float *pixel = seen(image, s, i, j, a, b);
-                    if (pixel && back)
-                        for (int64_t k = 0; k < s->in; k++)
-                            pixel[k] += row[k];
-                    else if (pixel)
-                        memcpy(row, pixel, (size_t)s->in * sizeof *row);
-                    else if (!back)
-                        memset(row, 0, (size_t)s->in * sizeof *row);
+                for (int64_t b = 0; b < s->kernel[1]; b += run, row += run * s->in) {
+                    int64_t r = i * s->conv->stride[0] - s->conv->padding[0] + a * s->conv->dilation[0];
+                    int64_t c = j * s->conv->stride[1] - s->conv->padding[1] + b * step;
+                    int64_t first = c < 0 ? (-c < run ? -c : run) : 0, end = c + run > s->width ? s->width - c : run;
+                    if (r < 0 || r >= s->height || end < first)
+                        first = end = run; /* all of it lies in the padding */
+                    int64_t n = (end - first) * s->in;
+                    float *pixel = image + (r * s->width + c + first) * s->in, *part = row + first * s->in;
+                    if (back) {
+                        for (int64_t k = 0; k < n; k++)
+                            pixel[k] += part[k];
+                        continue;
+                    }
+                    memset(row, 0, (size_t)(first * s->in) * sizeof *row);
+                    if (n)
+                        memcpy(part, pixel, (size_t)n * sizeof *row);
+                    memset(row + end * s->in, 0, (size_t)((run - end) * s->in) * sizeof *row);
                 }
 }
 

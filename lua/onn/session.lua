@@ -24,8 +24,8 @@ Session.defaults = { rank = 8, dropout = 0, targets = "all-linear", lr = 2e-4, s
 Session.patience = 5 -- updates in a row that may be skipped for numbers that are not finite
 
 -- opt: Session.defaults' keys, optimizer ("adamw" or "sgd"), momentum, alpha (default 2 * rank), layers (set of block numbers, or nil),
--- full, adapter (directory to go on from), attached (an adapter on the model to go on from), recompute, sweep (more of onn.sweep's options, as a plan has them), carries
--- (onn.carries' options), prefix (an onn.prefix), total_steps. Returns the session, or nil, message, code.
+-- full, adapter (directory to go on from), attached (an adapter on the model to go on from), recompute, sweep (more of onn.sweep's options,
+-- as a plan has them), carries (onn.carries' options), prefix (an onn.prefix), total_steps. Returns the session, or nil, message, code.
 function Session.new(model, opt)
   local given = opt._given or opt
   local self = setmetatable({ model = model, step = 0, skipped = 0, skipped_in_row = 0, opt = {}, prefix = opt.prefix,

@@ -31,7 +31,8 @@ local function image_channels(family, config, store)
   return info and #info.shape == 4 and info.shape[2] or config.num_channels or 3
 end
 
--- sizes: {layers (blocks), classes, channels, image_size, built (the stages)}; or nil and a list of what is wrong. Without a store the net is new.
+-- sizes: {layers (blocks), width (features that the classes are made of), classes, channels, image_size, built (the stages)}; or nil
+-- and a list of what is wrong. Without a store the net is new.
 function convolutional.describe(config, family, store)
   local wrong = {}
   for _, one in ipairs(keys) do
@@ -53,7 +54,9 @@ function convolutional.describe(config, family, store)
       return nil, { ("config.json: '%s' is %d, the store's last layer gives %d classes"):format(key, config[key], b.channels) }
     end
   end
-  return { layers = b.blocks, classes = b.channels, channels = channels, image_size = config.image_size, built = b.stages, family = family.name }
+  local last = b.stages[#b.stages].layers
+  return { layers = b.blocks, width = last[#last].into, classes = b.channels, channels = channels, image_size = config.image_size,
+    built = b.stages, family = family.name }
 end
 
 function convolutional.stages(sizes) return sizes.built end

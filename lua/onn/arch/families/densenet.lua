@@ -20,7 +20,7 @@ return {
       b:norm "features.norm0"
       b:activation "relu"
       b:max_pool(3, 2, 1)
-    end)
+    end, "stem")
     for block, depth in ipairs(depths) do
       for layer = 1, depth do
         local prefix = ("features.denseblock%d.denselayer%d"):format(block, layer)

@@ -42,7 +42,7 @@ return {
       b:norm "bn1"
       b:activation "relu"
       b:max_pool(3, 2, 1)
-    end)
+    end, "stem")
     for layer, depth in ipairs(kind.depths) do
       for i = 0, depth - 1 do
         local prefix, stride = ("layer%d.%d"):format(layer, i), i == 0 and layer > 1 and 2 or 1

@@ -33,7 +33,7 @@ return {
     b:block("resnet.embedder", function()
       unit(b, "resnet.embedder.embedder", config.embedding_size or 64, 7, 2, act)
       b:max_pool(3, 2, 1)
-    end)
+    end, "stem")
     for stage, depth in ipairs(config.depths) do
       for i = 0, depth - 1 do
         local prefix, out = ("resnet.encoder.stages.%d.layers.%d"):format(stage - 1, i), config.hidden_sizes[stage]
