@@ -5,6 +5,7 @@ local core = require "onn.core.tensor"
 local files = require "onn.files"
 local missing = require "onn.missing"
 local numbers = require "onn.core.ops"
+local query_scales = require "onn.nn.query_scales"
 local rope = require "onn.nn.rope"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
@@ -86,6 +87,7 @@ function Model.open(path, opt)
   local c = self.sizes
   self.angles = c.rope and rope.new(c.rope, c.interleaved, c.rope_backwards)
   self.local_angles = c.rope_of_windows and rope.new(c.rope_of_windows, c.interleaved)
+  self.query_scales = c.query_scale and query_scales.new(c.query_scale)
   self.slopes = c.alibi and alibi.new(c.heads, c.slope_scale)
   return self
 end
@@ -265,7 +267,7 @@ end
 
 function Model:close()
   self:unload()
-  for _, table in pairs { self.angles or false, self.local_angles or false, self.slopes or false } do if table then table:free() end end
+  for _, table in pairs { self.angles or false, self.local_angles or false, self.slopes or false, self.query_scales or false } do if table then table:free() end end
   self.store:close()
 end
 

@@ -115,6 +115,7 @@ function decoder.start(model, batch)
   local carry = { ids = batch.ids, positions = batch.positions, starts = batch.starts,
     angles = model.angles and model.angles:upto(longest), local_angles = model.local_angles and model.local_angles:upto(longest) }
   if model.slopes then carry.slopes, carry.slopes_zero = model.slopes:upto(longest) end
+  if model.query_scales then carry.query_scales = model.query_scales:upto(longest) end
   return carry
 end
 

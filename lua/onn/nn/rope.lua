@@ -62,13 +62,14 @@ function scalings.longrope(p, length)
   local inv = default(p.theta, p.dims)
   for i = 1, #inv do inv[i] = inv[i] / factors[i] end
   local f = p.factor or p.positions / p.original
-  return inv, p.attention_factor or (f <= 1 and 1 or math.sqrt(1 + math.log(f) / math.log(p.original)))
+  local own = length > p.original and p.long_mscale or length <= p.original and p.short_mscale -- of phi 3.5's mixture
+  return inv, own or p.attention_factor or (f <= 1 and 1 or math.sqrt(1 + math.log(f) / math.log(p.original)))
 end
 
 -- What the scalings are made of: the kind of each value, and what a scaling cannot do without.
 local kinds = { factor = values.positive, attention_factor = values.positive, low_freq_factor = values.positive,
   high_freq_factor = values.positive, beta_fast = values.positive, beta_slow = values.positive, mscale = values.number,
-  mscale_all_dim = values.number, short_factor = values.positives, long_factor = values.positives,
+  mscale_all_dim = values.number, short_mscale = values.positive, long_mscale = values.positive, short_factor = values.positives, long_factor = values.positives,
   original_max_position_embeddings = values.positive }
 local needs = { linear = { "factor" }, dynamic = { "factor" }, llama3 = { "factor", "low_freq_factor", "high_freq_factor" },
   yarn = { "factor" }, longrope = { "short_factor", "long_factor" } }

@@ -1,7 +1,7 @@
 -- Self-attention of a decoder block. Switches in c: heads, kv_heads, head_size; qkv (nil: three weights; "rows": one, [Q; K; V];
 -- "heads": [heads, 3, size]; "groups": [kv heads, heads of a group + 2, size]; "four_parts"); bias {q, k, v, o}; qk_norm ("head",
 -- "distinct" for each head, "each" the same as tensors of their own, "full" over all heads) before the rotation or, with norm_after_rope,
--- after it; scales; attention_cap; clip_qkv; windows; chunks; rotated; slopes (ALiBi); sinks; output_gate (an operation: the result is
+-- after it (where there is one); query_scaled (layers whose queries grow with their position; nil: all, if any); scales; attention_cap; clip_qkv; windows; chunks; rotated; slopes (ALiBi); sinks; output_gate (an operation: the result is
 -- multiplied by it of a product of x, for each element or, with gate_per_head, head).
 local linear = require "onn.nn.linear"
 local norm = require "onn.arch.parts.norm"
@@ -113,6 +113,14 @@ local function clip(x, most)
   return ops.add(ops.sub(x, below), ops.relu(ops.affine(x, -1, -most)))
 end
 
+-- Queries times the factor of their position.
+local function grown(q, carry)
+  local dtype = q:dtype()
+  local factor = ops.view(ops.embedding(carry.query_scales, carry.positions, "f32"), { q:size(1), 1, 1 })
+  q = ops.mul(dtype == "f32" and q or ops.to(q, "f32"), factor)
+  return dtype == "f32" and q or ops.to(q, dtype)
+end
+
 -- x (tokens, width) -> (tokens, width) f32. Queries and keys stay f32 until they are turned: rounding them before and after is a good
 -- part of bf16's error.
 function attention.forward(c, stage, x, carry, ctx)
@@ -121,7 +129,7 @@ function attention.forward(c, stage, x, carry, ctx)
   if c.clip_qkv then q, k, v = clip(q, c.clip_qkv), clip(k, c.clip_qkv), clip(v, c.clip_qkv) end
   if v:dtype() ~= ctx.dtype then v = ops.to(v, ctx.dtype) end
   if c.qk_norm and not c.norm_after_rope then q, k = head_norm(c, stage, "q_norm", q), head_norm(c, stage, "k_norm", k) end
-  if c.qk_norm and c.norm_after_rope then
+  if c.qk_norm and c.norm_after_rope and c.rotated[stage.index] then
     local plain = { dtype = "f32" }
     q, k = rotate(c, stage, q, carry, plain), rotate(c, stage, k, carry, plain)
     q, k = head_norm(c, stage, "q_norm", q), head_norm(c, stage, "k_norm", k)
@@ -129,6 +137,7 @@ function attention.forward(c, stage, x, carry, ctx)
   else
     q, k = rotate(c, stage, q, carry, ctx), rotate(c, stage, k, carry, ctx)
   end
+  if carry.query_scales and (not c.query_scaled or c.query_scaled[stage.index]) then q = grown(q, carry) end
   local mask = { starts = carry.starts, causal = true, window = c.windows[stage.index], scale = c.scales[stage.index], cap = c.attention_cap,
     sinks = w.sinks, bias = carry.slopes, zero = carry.slopes_zero, chunk = c.chunks and c.chunks[stage.index] or nil }
   local y = ctx.cache and ctx.cache:attend(stage.index, q, k, v, mask) or ops.attention(q, k, v, mask)
