@@ -7,6 +7,7 @@ local missing = require "onn.missing"
 local numbers = require "onn.core.ops"
 local query_scales = require "onn.nn.query_scales"
 local rope = require "onn.nn.rope"
+local sinusoids = require "onn.nn.sinusoids"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
 local trace = require "onn.trace"
@@ -87,6 +88,7 @@ function Model.open(path, opt)
   local c = self.sizes
   self.angles = c.rope and rope.new(c.rope, c.interleaved, c.rope_backwards)
   self.local_angles = c.rope_of_windows and rope.new(c.rope_of_windows, c.interleaved)
+  self.sinusoids = c.sinusoids and sinusoids.new(c.sinusoids, c.width)
   self.query_scales = c.query_scale and query_scales.new(c.query_scale)
   self.slopes = c.alibi and alibi.new(c.heads, c.slope_scale)
   return self
@@ -267,7 +269,7 @@ end
 
 function Model:close()
   self:unload()
-  for _, table in pairs { self.angles or false, self.local_angles or false, self.slopes or false, self.query_scales or false } do if table then table:free() end end
+  for _, table in pairs { self.angles or false, self.local_angles or false, self.slopes or false, self.query_scales or false, self.sinusoids or false } do if table then table:free() end end
   self.store:close()
 end
 

@@ -21,7 +21,7 @@ SIZES = dict(
     state_size=8, mamba_d_state=8, mamba_d_head=16, mamba_n_heads=4, mamba_n_groups=2, mamba_chunk_size=8, chunk_size=8, time_step_rank=4,
     mamba_d_ssm=64, mamba_expand=2, expand=2, conv_kernel=4, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
     linear_value_head_dim=8, rotary_dim=8, decoder_layers=2, encoder_layers=2, decoder_attention_heads=4, encoder_attention_heads=4,
-    decoder_ffn_dim=64, encoder_ffn_dim=64, embedding_size=32, d_ff=64, d_kv=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    decoder_ffn_dim=64, encoder_ffn_dim=64, embedding_size=32, d_ff=64, dff=64, d_kv=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     num_decoder_layers=2, n_groups=2, ffn_config=None, hidden_size_per_layer_input=8, vocab_size_per_layer_input=112)
 STD = 0.15
 VARIANTS = {
@@ -58,10 +58,41 @@ VARIANTS = {
     "exaone4_long": ("exaone4", dict(num_hidden_layers=5)),
     "gpt_neo_global": ("gpt_neo", dict(attention_types=[[["global"], 2]])),
     "bert_relu": ("bert", dict(hidden_act="relu")),
+    "granite_swa_thetas": ("granite_swa", dict(num_hidden_layers=4, sliding_window=4, layer_rope_theta=[10000.0, 500.0, 0, 500.0],
+        embedding_multiplier=3.0, residual_multiplier=0.5, attention_multiplier=0.2, logits_scaling=2.0)),
+    "hyperclovax_plain": ("hyperclovax", dict(use_post_norm=False, logits_scaling=0.5, residual_multiplier=0.5, attention_multiplier=0.2)),
+    "internlm3_bias": ("internlm3", dict(attention_bias=True, mlp_bias=True,
+        rope_parameters=dict(rope_type="dynamic", factor=6.0, rope_theta=50000.0))),
+    "exaone_moe_long": ("exaone_moe", dict(num_hidden_layers=5, sliding_window=4)),
+    "cohere2_moe_sigmoid": ("cohere2_moe", dict(num_hidden_layers=5, num_shared_experts=2, expert_selection_fn="sigmoid",
+        first_k_dense_replace=1, prefix_dense_intermediate_size=48, sliding_window=4)),
+    "cohere2_moe_sum": ("cohere2_moe", dict(num_shared_experts=1, shared_expert_combination_strategy="sum", rms_norm_eps=1e-5,
+        norm_topk_prob=False, expert_selection_fn="sigmoid", layer_types=["full_attention", "sliding_attention"],
+        mlp_layer_types=["dense", "sparse"], prefix_dense_sliding_window_pattern=2, prefix_dense_intermediate_size=48)),
+    "laguna_elements": ("laguna", dict(gating="per-element", num_hidden_layers=3, sliding_window=4, moe_routed_scaling_factor=2.5,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"])),
+    "llama4_text_long": ("llama4_text", dict(num_hidden_layers=4, attention_chunk_size=5, floor_scale=3, interleave_moe_layer_step=2,
+        intermediate_size_mlp=48, num_experts_per_tok=1)),
+    "llama4_text_plain": ("llama4_text", dict(use_qk_norm=False, attn_temperature_tuning=False, attention_bias=True, no_rope_layers=[0, 1],
+        attention_chunk_size=7, intermediate_size_mlp=48)),
+    "ministral3_long": ("ministral3", dict(sliding_window=None, rope_parameters=dict(rope_type="yarn", rope_theta=1e6, factor=4.0,
+        original_max_position_embeddings=4, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1))),
+    "phimoe_long": ("phimoe", dict(lm_head_bias=True, attention_bias=True, router_jitter_noise=0.3, sliding_window=None,
+        max_position_embeddings=64, rope_parameters=dict(rope_type="longrope", rope_theta=10000.0, short_factor=[1.0] * 4,
+        long_factor=[1.0] * 4, short_mscale=1.1, long_mscale=1.2, original_max_position_embeddings=8))),
+    "deepseek_v3_eps": ("deepseek_v3", dict(rms_norm_eps=1e-2, attention_bias=True, rope_interleave=False, rope_parameters=dict(
+        rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0))),
+    "minicpm3_eps": ("minicpm3", dict(rms_norm_eps=1e-2)),
+    "dots1_normal": ("dots1", dict(norm_topk_prob=True, n_shared_experts=2, attention_bias=True, routed_scaling_factor=2.5,
+        layer_types=["sliding_attention", "full_attention"])),
 }
 FIXED = {"gpt_neo": dict(attention_types=[[["global", "local"], 1]]), "mpt": dict(), "bloom": dict(),
          "helium": dict(head_dim=8), "deepseek_v2": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4), "deepseek_v3": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4),
-         "youtu": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4), "minicpm3": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4), "nemotron": dict(num_key_value_heads=2),
+         # loading with a padding token empties its row of the embedding
+         "youtu": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4, pad_token_id=None), "minicpm3": dict(num_key_value_heads=4, head_dim=8), "nemotron": dict(num_key_value_heads=2),
+         **{name: dict(num_key_value_heads=4, head_dim=8) for name in ("glm4_moe_lite", "longcat_flash", "sarvam_mla", "axk1", "axk2",
+            "glm_moe_dsa")},
+         "gemma3n_text": dict(num_kv_shared_layers=0, intermediate_size=64),
          "gpt_neox": dict(rotary_pct=0.5), "persimmon": dict(), "opt": dict(word_embed_proj_dim=32)}
 
 

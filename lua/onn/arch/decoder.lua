@@ -115,6 +115,7 @@ function decoder.start(model, batch)
   local carry = { ids = batch.ids, positions = batch.positions, starts = batch.starts,
     angles = model.angles and model.angles:upto(longest), local_angles = model.local_angles and model.local_angles:upto(longest) }
   if model.slopes then carry.slopes, carry.slopes_zero = model.slopes:upto(longest) end
+  if model.sinusoids then carry.sinusoids = model.sinusoids:upto(longest) end
   if model.query_scales then carry.query_scales = model.query_scales:upto(longest) end
   return carry
 end
@@ -137,6 +138,7 @@ function forward.embedding(c, stage, carry, ctx)
     if c.position_offset then at = core.binary(at, tensors.from_table({ c.position_offset }, "i32"), "add") end
     x = ops.add(x, rows_of(w.position, at))
   end
+  if carry.sinusoids then x = ops.add(x, ops.embedding(carry.sinusoids, carry.positions, "f32")) end
   if c.names.embed_norm then x = norm.apply(c, stage, "embed_norm", x, "f32") end
   carry.hidden = x
   return carry

@@ -7,6 +7,7 @@
 --   derive    function(c) that sets the switches of the block (see onn.arch.decoder and arch/parts)
 --   window    function(c, layer) -> keys that a layer sees, nil = all
 --   names     of the tensors
+--   aliases   other names of a block and its products, by role, which adapters may have
 local rope = require "onn.nn.rope"
 local values = require "onn.arch.config"
 
@@ -139,7 +140,7 @@ end
 -- Rotary angles, of full and of windowed layers where they differ (c.rope, c.local_angles).
 local function read_rope(config, c, wrong)
   local given = config.rope_parameters -- has no meaning for the others
-  if c.position_type == "none" or c.alibi or c.learned_positions then return end
+  if c.position_type == "none" or c.alibi or c.learned_positions or c.sinusoids then return end
   local options = { theta = c.rope_theta, share = c.rotary_share, dims = c.rotary_dims, positions = c.positions }
   local main, other = config, nil
   if type(given) == "table" and type(given.full_attention) == "table" then
@@ -173,6 +174,7 @@ local function read(config, family, c, names, wrong)
   if #wrong > 0 then return end
   c.names, c.family, c.bias, c.gated, c.norm = {}, family.name, family.bias and family.bias(c) or {}, family.gated ~= false, family.norm or "rms"
   for k, v in pairs(family.names) do c.names[k] = v or nil end
+  c.aliases = family.aliases
   if family.derive then family.derive(c, wrong, config) end
   if #wrong > 0 then return end
   c.mixers = c.mixers or each_layer(c, function() return "attention" end)

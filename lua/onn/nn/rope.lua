@@ -118,7 +118,7 @@ function rope.read(config, head_size, options)
   p.dims = options.dims or math.floor(head_size * share)
   p.positions = config.max_position_embeddings or options.positions or 2048
   p.original = given.original_max_position_embeddings or config.original_max_position_embeddings or p.positions
-  if p.kind == "su" then p.kind = "longrope" end
+  p.kind = ({ su = "longrope", deepseek_yarn = "yarn" })[p.kind] or p.kind
   if not scalings[p.kind] then return nil, ("rotary scaling %s is not known"):format(values.shown(p.kind)) end
   if p.dims % 2 ~= 0 or p.dims < 2 then
     return nil, ("%d dimensions of a head of %d are rotated; an even number is expected"):format(p.dims, head_size)

@@ -22,6 +22,7 @@ return {
     dense_layers = "first_k_dense_replace", mlp_types = "mlp_layer_types", use_qk_norm = "none" },
   defaults = { experts = 8, experts_per_token = 2, shared_experts = 0, combination = "average", selection = "softmax", norm_topk = true,
     prefix_pattern = 1, dense_layers = 0, head_size = 128, window_size = 4096 },
+  only = { layer_norm_eps = function() return true end }, -- has no meaning beside rms_norm_eps
   derive = function(c, wrong, config)
     if config.rms_norm_eps ~= nil then c.norm = "rms" else c.norm_bias = false end
     c.parallel, c.interleaved, c.layer_types = true, true, c.layer_types or pattern(c)

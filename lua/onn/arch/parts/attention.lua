@@ -1,7 +1,7 @@
 -- Self-attention of a decoder block. Switches in c: heads, kv_heads, head_size; qkv (nil: three weights; "rows": one, [Q; K; V];
 -- "heads": [heads, 3, size]; "groups": [kv heads, heads of a group + 2, size]; "four_parts"); bias {q, k, v, o}; qk_norm ("head",
 -- "distinct" for each head, "each" the same as tensors of their own, "full" over all heads) before the rotation or, with norm_after_rope,
--- after it (where there is one); query_scaled (layers whose queries grow with their position; nil: all, if any); scales; attention_cap; clip_qkv; windows; chunks; rotated; slopes (ALiBi); sinks; output_gate (an operation: the result is
+-- after it (where there is one); query_scaled (layers whose queries grow with their position; nil: all, if any); scales; attention_cap; clip_qkv; windows; chunks; rotated; slopes (ALiBi); sinks; o_biased (layers whose output has a bias under a name of its own); output_gate (an operation: the result is
 -- multiplied by it of a product of x, for each element or, with gate_per_head, head).
 local linear = require "onn.nn.linear"
 local norm = require "onn.arch.parts.norm"
@@ -18,7 +18,7 @@ local norm_width = {
   distinct = function(c) return { c.heads, c.head_size }, { c.kv_heads, c.head_size } end,
 }
 
-function attention.tensors(c, _, add)
+function attention.tensors(c, layer, add)
   local q, kv = widths(c)
   local n, bias = c.names, c.bias
   if c.qkv then
@@ -30,6 +30,7 @@ function attention.tensors(c, _, add)
   end
   if c.output_gate then add.linear("output_gate", n.output_gate, c.gate_per_head and c.heads or q, c.width) end
   add.linear("o", n.o, c.width, q, bias.o)
+  if c.o_biased and c.o_biased[layer] then add.vector("o_bias", n.o_bias, { c.width }) end
   if c.qk_norm and not c.qk_norm_plain then
     local of_q, of_k = norm_width[c.qk_norm](c)
     for _, one in ipairs { { "q_norm", of_q, c.heads }, { "k_norm", of_k, c.kv_heads } } do

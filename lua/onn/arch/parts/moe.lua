@@ -6,6 +6,7 @@
 -- stacked (the experts' weights are one tensor each: (experts, out, in), or with stored = "in_out" (experts, in, out)).
 local linear = require "onn.nn.linear"
 local mlp = require "onn.arch.parts.mlp"
+local norm = require "onn.arch.parts.norm"
 local ops = require "onn.ops"
 local tape = require "onn.autograd.tape"
 local tensors = require "onn.core.tensor"
@@ -36,6 +37,7 @@ function moe.tensors(c, _, add)
     mlp.add(c, add, { gate = n.shared_gate, up = n.shared_up, down = n.shared_down, gate_up = n.shared_gate_up }, m.shared, "shared_")
     if m.shared_gate then add.linear("shared_weight", n.shared_weight, 1, c.width) end
   end
+  if n.moe_norm then norm.tensors(c, add, "moe_norm", n.moe_norm, c.width) end
 end
 
 -- Scores of experts outside of the best groups fall below all others: a group counts as the sum of its group_score best experts.
@@ -169,6 +171,7 @@ function moe.forward(c, stage, x, carry, ctx)
     sum = ops.add(sum, y)
     if m.mean_with_shared then sum = ops.affine(sum, 0.5, 0) end
   end
+  if c.names.moe_norm then sum = norm.apply(c, stage, "moe_norm", sum, "f32") end
   return sum
 end
 
