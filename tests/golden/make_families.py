@@ -83,6 +83,14 @@ VARIANTS = {
     "deepseek_v3_eps": ("deepseek_v3", dict(rms_norm_eps=1e-2, attention_bias=True, rope_interleave=False, rope_parameters=dict(
         rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0))),
     "minicpm3_eps": ("minicpm3", dict(rms_norm_eps=1e-2)),
+    "laguna_heads": ("laguna", dict(num_attention_heads_per_layer=[4, 2, 6], num_hidden_layers=3, sliding_window=4, attention_bias=True,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"])),
+    "mimo_v2_flash_long": ("mimo_v2_flash", dict(num_hidden_layers=4, sliding_window=4, attention_bias=True, routed_scaling_factor=None,
+        v_head_dim=8, layer_types=["full_attention", "sliding_attention", "full_attention", "sliding_attention"])),
+    "gemma4_dense": ("gemma4_text", dict(num_hidden_layers=3, hidden_size_per_layer_input=0, global_head_dim=32, final_logit_softcapping=30.0,
+        sliding_window=4, layer_types=["sliding_attention", "full_attention", "full_attention"])),
+    "gemma4_shared": ("gemma4_text", dict(num_hidden_layers=3, hidden_size_per_layer_input=0, global_head_dim=32, attention_k_eq_v=True,
+        num_global_key_value_heads=1, layer_types=["full_attention", "sliding_attention", "full_attention"])),
     "dots1_normal": ("dots1", dict(norm_topk_prob=True, n_shared_experts=2, attention_bias=True, routed_scaling_factor=2.5,
         layer_types=["sliding_attention", "full_attention"])),
 }
@@ -92,6 +100,7 @@ FIXED = {"gpt_neo": dict(attention_types=[[["global", "local"], 1]]), "mpt": dic
          "youtu": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4, pad_token_id=None), "minicpm3": dict(num_key_value_heads=4, head_dim=8), "nemotron": dict(num_key_value_heads=2),
          **{name: dict(num_key_value_heads=4, head_dim=8) for name in ("glm4_moe_lite", "longcat_flash", "sarvam_mla", "axk1", "axk2",
             "glm_moe_dsa")},
+         "mimo_v2_flash": dict(head_dim=24),
          "gemma3n_text": dict(num_kv_shared_layers=0, intermediate_size=64),
          "gpt_neox": dict(rotary_pct=0.5), "persimmon": dict(), "opt": dict(word_embed_proj_dim=32)}
 

@@ -84,6 +84,7 @@ local function block_stage(c, layer)
     stage.feed.tensors(c, layer, add)
     norms(5, 6)
   end
+  if c.layer_scalar then add.vector("layer_scalar", c.names.layer_scalar, { 1 }) end
   return stage
 end
 
@@ -170,6 +171,7 @@ function forward.block(c, stage, carry, ctx)
   end
   local h = join(c, stage, x, mixed, "norm1")
   if stage.feed then h = join(c, stage, h, stage.feed.forward(c, stage, before(c, stage, "norm2", h, ctx), carry, ctx), "norm2") end
+  if c.layer_scalar then h = ops.mul(h, ops.view(stage.weights.layer_scalar, { 1, 1 })) end
   carry.hidden = h
   return carry
 end

@@ -29,12 +29,13 @@ local kinds = {
   shared_inner = values.integer(0, 2 ^ 31 - 1),
   dense_layers = values.integer(0, 10000), moe_interval = COUNT, moe_offset = values.integer(0, 10000), expert_groups = COUNT,
   groups_per_token = COUNT, dense_inner = SIZE, chunk_size = SIZE, prefix_pattern = COUNT, combination = values.text,
-  selection = values.text, floor_scale = values.positive, q_rank = SIZE, kv_rank = SIZE, nope_size = COUNT, rope_size = COUNT, value_size = COUNT,
+  selection = values.text, floor_scale = values.positive, global_head_size = COUNT,
+  global_kv_heads = COUNT, q_rank = SIZE, kv_rank = SIZE, nope_size = COUNT, rope_size = COUNT, value_size = COUNT,
 }
 for _, flag in ipairs { "attention_bias", "output_bias", "mlp_bias", "tied", "use_window", "parallel", "use_qk_norm", "alibi", "multi_query",
   "new_layout", "norm_before", "norm_affine", "use_bias", "norm_topk", "scale_by_layer", "scale_by_size", "head_bias", "gated_mlp",
   "attention_gate", "interleave", "qkv_bias", "scale_embedding", "mup",
-  "post_norm", "temperature_tuning" } do
+  "post_norm", "temperature_tuning", "keys_are_values" } do
   kinds[flag] = values.flag
 end
 
@@ -153,11 +154,11 @@ local function read_rope(config, c, wrong)
   elseif c.local_theta then
     other = { rope_theta = c.local_theta, max_position_embeddings = c.positions }
   end
-  local angles, problem = rope.read(main, c.rope_size or c.head_size, options)
+  local angles, problem = rope.read(main, c.rope_size or c.main_head_size or c.head_size, options)
   if not angles then wrong[#wrong + 1] = problem return end
   c.rope = angles
   if other then
-    c.rope_of_windows, problem = rope.read(other, c.rope_size or c.head_size, { theta = c.local_theta or c.rope_theta, share = c.rotary_share,
+    c.rope_of_windows, problem = rope.read(other, c.rope_size or c.local_head_size or c.head_size, { theta = c.local_theta or c.rope_theta, share = c.rotary_share,
       dims = c.rotary_dims, positions = c.positions })
     if not c.rope_of_windows then wrong[#wrong + 1] = problem return end
     c.local_rope = c.local_rope or each_layer(c, function(layer) return c.windows[layer] ~= 0 end)

@@ -14,6 +14,12 @@ end
 
 local scalings = {}
 function scalings.default(p) return default(p.theta, p.dims) end
+-- Turns the share of the pairs that comes first, at the speeds that they have in the whole head; the others stand still.
+function scalings.proportional(p)
+  local inv = default(p.theta, p.dims)
+  for i = 1, #inv do inv[i] = i <= p.turned and inv[i] / (p.factor or 1) or 0 end
+  return inv, 1
+end
 function scalings.linear(p)
   local inv = default(p.theta, p.dims)
   for i = 1, #inv do inv[i] = inv[i] / p.factor end
@@ -115,7 +121,11 @@ function rope.read(config, head_size, options)
   p.theta = given.rope_theta or config.rope_theta or options.theta or 10000
   local share = given.partial_rotary_factor or config.partial_rotary_factor or options.share or 1
   if not values.check("partial_rotary_factor", share, values.share, wrong) then return nil, wrong[1] end
-  p.dims = options.dims or math.floor(head_size * share)
+  if p.kind == "proportional" then
+    p.dims, p.turned = head_size, math.floor(head_size * share / 2)
+  else
+    p.dims = options.dims or math.floor(head_size * share)
+  end
   p.positions = config.max_position_embeddings or options.positions or 2048
   p.original = given.original_max_position_embeddings or config.original_max_position_embeddings or p.positions
   p.kind = ({ su = "longrope", deepseek_yarn = "yarn" })[p.kind] or p.kind

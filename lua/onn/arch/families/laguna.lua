@@ -1,5 +1,6 @@
 -- Laguna: qwen3's attention behind a softplus gate for each head or element, angles of their own for windowed layers, experts by sigmoids.
 local sizes = require "onn.arch.sizes"
+local values = require "onn.arch.config"
 
 return {
   name = "laguna",
@@ -14,8 +15,18 @@ return {
     local gate = config.gating
     c.qk_norm, c.output_gate, c.gate_per_head = "head", "softplus", gate == nil or gate == true or gate == "per-head"
     if not (c.gate_per_head or gate == "per-element") then wrong[#wrong + 1] = "'gating' is not known" end
-    for _, heads in ipairs(c.layer_heads or {}) do
-      if heads ~= c.heads then wrong[#wrong + 1] = "'num_attention_heads_per_layer': layers with different heads are not supported" break end
+    if c.layer_heads then
+      local most = 0
+      c.shapes = sizes.each_layer(c, function(layer)
+        local heads = c.layer_heads[layer + 1]
+        if not values.integer(1, 2 ^ 20).check(heads) or heads % c.kv_heads ~= 0 then
+          wrong[#wrong + 1] = ("'num_attention_heads_per_layer': %s is no multiple of %d"):format(values.shown(heads), c.kv_heads)
+          heads = c.heads
+        end
+        most = math.max(most, heads)
+        return { heads = heads, kv_heads = c.kv_heads, head_size = c.head_size, value_size = c.head_size }
+      end)
+      c.heads = most -- for plans
     end
     c.moe = { experts = c.experts, per_token = c.experts_per_token, inner = c.expert_inner, score = "sigmoid", normalize = true,
       scale = c.expert_scale, correction = true, shared = c.shared_inner }
