@@ -170,7 +170,7 @@ function forward.block(c, stage, carry, ctx)
     return carry
   end
   local h = join(c, stage, x, mixed, "norm1")
-  if stage.feed then h = join(c, stage, h, stage.feed.forward(c, stage, before(c, stage, "norm2", h, ctx), carry, ctx), "norm2") end
+  if stage.feed then h = join(c, stage, h, stage.feed.forward(c, stage, before(c, stage, "norm2", h, ctx), carry, ctx, h), "norm2") end
   if c.layer_scalar then h = ops.mul(h, ops.view(stage.weights.layer_scalar, { 1, 1 })) end
   carry.hidden = h
   return carry

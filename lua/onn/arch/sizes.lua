@@ -35,7 +35,7 @@ local kinds = {
 for _, flag in ipairs { "attention_bias", "output_bias", "mlp_bias", "tied", "use_window", "parallel", "use_qk_norm", "alibi", "multi_query",
   "new_layout", "norm_before", "norm_affine", "use_bias", "norm_topk", "scale_by_layer", "scale_by_size", "head_bias", "gated_mlp",
   "attention_gate", "interleave", "qkv_bias", "scale_embedding", "mup",
-  "post_norm", "temperature_tuning", "keys_are_values" } do
+  "post_norm", "temperature_tuning", "keys_are_values", "with_experts" } do
   kinds[flag] = values.flag
 end
 

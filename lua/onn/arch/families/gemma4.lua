@@ -1,6 +1,6 @@
 -- Gemma 4: gemma 3 with plain norms, also on values, no scale of scores, a factor on each block's output, and full layers with heads of
--- their own size, whose values may be their keys. What its small versions add (inputs of each layer, shared keys) is not supported, nor are
--- its experts.
+-- their own size, whose values may be their keys; experts may stand beside the feed-forward part. What its small versions add (inputs of each
+-- layer, shared keys) is not supported.
 local sizes = require "onn.arch.sizes"
 local values = require "onn.arch.config"
 
@@ -27,14 +27,15 @@ return {
   model_types = { "gemma4_text", "gemma4" },
   base = "gemma2",
   config = { query_scalar = "none", attention_cap = "none", keys_are_values = "attention_k_eq_v", global_head_size = "global_head_dim",
-    global_kv_heads = "num_global_key_value_heads" },
-  defaults = { global_head_size = 512, head_size = 256, kv_heads = 4, window_size = 512, positions = 131072, keys_are_values = false },
+    global_kv_heads = "num_global_key_value_heads", with_experts = "enable_moe_block", experts = "num_experts", experts_per_token = "top_k_experts",
+    expert_inner = "moe_intermediate_size" },
+  defaults = { global_head_size = 512, head_size = 256, kv_heads = 4, window_size = 512, positions = 131072, keys_are_values = false,
+    with_experts = false },
   absent = { hidden_size_per_layer_input = 256 },
   only = {
-    hidden_size_per_layer_input = 0, num_kv_shared_layers = 0, enable_moe_block = false,
+    hidden_size_per_layer_input = 0, num_kv_shared_layers = 0,
     use_bidirectional_attention = function(v) return v == nil or v == "vision" end, -- of images
     use_double_wide_mlp = function() return true end, -- of layers that share keys
-    num_experts = function() return true end, moe_intermediate_size = function() return true end, top_k_experts = function() return true end,
   },
   derive = function(c, wrong, config)
     c.embed_scale, c.scale, c.qk_norm, c.value_norm, c.layer_scalar = math.sqrt(c.width), 1, "head", true, true
@@ -46,6 +47,13 @@ return {
       c.layer_types[layer] = c.layer_types[layer] or (layer % 6 ~= 0 and "sliding_attention" or "full_attention")
     end
     c.layer_types[c.layers] = "full_attention"
+    if c.with_experts then
+      for key, name in pairs { experts = "num_experts", experts_per_token = "top_k_experts", expert_inner = "moe_intermediate_size" } do
+        if not c[key] then wrong[#wrong + 1] = ("'%s' is missing"):format(name) end
+      end
+      c.moe = { experts = c.experts, per_token = c.experts_per_token, inner = c.expert_inner, score = "softmax", normalize = true, stacked = true }
+      c.feeds = sizes.each_layer(c, function() return "dense_and_experts" end)
+    end
     local most = { c.kv_heads, c.head_size }
     c.shapes = sizes.each_layer(c, function(layer)
       local kv, size, full = c.kv_heads, c.head_size, c.layer_types[layer + 1] == "full_attention"
@@ -61,5 +69,8 @@ return {
     end)
     c.kv_heads, c.head_size = most[1], most[2] -- for plans
   end,
-  names = { q_norm = "self_attn.q_norm", k_norm = "self_attn.k_norm", layer_scalar = "layer_scalar" },
+  names = { q_norm = "self_attn.q_norm", k_norm = "self_attn.k_norm", layer_scalar = "layer_scalar", router = "router.proj",
+    router_scale = "router.scale", expert_scales = "router.per_expert_scale", experts_gate_up = "experts.gate_up_proj",
+    experts_down = "experts.down_proj", dense_out = "post_feedforward_layernorm_1", experts_in = "pre_feedforward_layernorm_2",
+    experts_out = "post_feedforward_layernorm_2" },
 }

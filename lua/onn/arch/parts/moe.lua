@@ -80,7 +80,7 @@ local function among_rivals(m, logits)
 end
 
 -- Which experts each token goes to, and with which weight: f32 (tokens, per_token) and rows of numbers from 0.
-local function route(c, w, x)
+function moe.route(c, w, x)
   local m = c.moe
   local logits = (ops.linear(x, w.router, w.router_bias, nil, nil, nil, nil, "f32"))
   if m.score == "rivals" then return among_rivals(m, logits) end
@@ -144,9 +144,16 @@ local function weighed(x, weight)
   return ops.to(ops.mul(ops.to(x, "f32"), weight), dtype)
 end
 
-function moe.forward(c, stage, x, carry, ctx)
+-- The numbers of rows, one after another.
+function moe.flattened(rows)
+  local list = {}
+  for _, row in ipairs(rows) do for _, e in ipairs(row) do list[#list + 1] = e end end
+  return list
+end
+
+-- The sum of the chosen experts' outputs, each times its weight: f32 (tokens, width).
+function moe.mixed(c, stage, x, values, rows, carry, ctx)
   local m, w, tokens = c.moe, stage.weights, x:size(1)
-  local values, rows = route(c, w, x)
   local flat = ops.view(values, { tokens * m.per_token, 1 })
   local experts = gathered(m, rows, tape.recording() and carry.starts)
   local sum
@@ -165,6 +172,13 @@ function moe.forward(c, stage, x, carry, ctx)
       sum = sum and ops.add(sum, y) or y
     end
   end
+  return sum
+end
+
+function moe.forward(c, stage, x, carry, ctx)
+  local m, w = c.moe, stage.weights
+  local values, rows = moe.route(c, w, x)
+  local sum = moe.mixed(c, stage, x, values, rows, carry, ctx)
   if (m.shared or 0) > 0 then
     local y = mlp.run(c, w, x, ctx, "shared_", "f32")
     if m.shared_gate then y = ops.mul(y, ops.sigmoid(linear(w.shared_weight, x, ctx, "f32"))) end
