@@ -93,6 +93,9 @@ VARIANTS = {
         num_global_key_value_heads=1, layer_types=["full_attention", "sliding_attention", "full_attention"])),
     "gemma4_experts": ("gemma4_text", dict(num_hidden_layers=2, hidden_size_per_layer_input=0, global_head_dim=32, attention_k_eq_v=True,
         num_global_key_value_heads=2, enable_moe_block=True, top_k_experts=2)),
+    "beam_long": ("beam", dict(num_hidden_layers=3, sliding_window=4, mlp_layer_types=["dense", "sparse", "sparse"],
+        layer_types=["full_attention", "sliding_attention", "full_attention"])),
+    "jetmoe_eps": ("jetmoe", dict(rms_norm_eps=1e-2, num_experts_per_tok=3, num_attention_heads=6)),
     "dots1_normal": ("dots1", dict(norm_topk_prob=True, n_shared_experts=2, attention_bias=True, routed_scaling_factor=2.5,
         layer_types=["sliding_attention", "full_attention"])),
 }

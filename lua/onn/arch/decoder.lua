@@ -149,6 +149,10 @@ end
 local function join(c, stage, x, y, number)
   local n = c.names
   if n[number .. "_out"] then y = norm.apply(c, stage, number .. "_out", y, "f32") end
+  if c.depth_scaled then -- the sum of n blocks' parts keeps the size of one
+    local n = 2 * (stage.index + 1) + (number == "norm2" and 1 or 0)
+    x, y = ops.affine(x, math.sqrt((n - 1) / n), 0), ops.affine(y, 1 / math.sqrt(n), 0)
+  end
   if c.residual_scale then y = ops.affine(y, c.residual_scale, 0) end
   x = ops.add(x, y)
   if n[number .. "_sum"] then x = norm.apply(c, stage, number .. "_sum", x, "f32") end
@@ -185,7 +189,7 @@ end
 local function head_input(c, stage, carry, ctx)
   local x = ctx.only and ctx.only(carry.hidden) or carry.hidden
   if c.names.final_norm then
-    x = norm.apply(c, stage, "final_norm", x, ctx.dtype)
+    x = norm.apply(c, stage, "final_norm", x, ctx.dtype, c.final_eps)
   else
     x = ctx.dtype ~= "f32" and ops.to(x, ctx.dtype) or ops.view(x, x:shape()) -- a handle of its own: it is freed before the carry
   end

@@ -149,6 +149,8 @@ local function read_rope(config, c, wrong)
     if type(given.sliding_attention) == "table" then
       other = setmetatable({ rope_parameters = given.sliding_attention }, { __index = config })
     end
+  elseif type(given) == "table" and type(given.sliding_attention) == "table" then -- full layers are not turned
+    main = setmetatable({ rope_parameters = given.sliding_attention }, { __index = config })
   elseif c.layer_thetas then
     main, other = by_thetas(config, c, wrong)
   elseif c.local_theta then

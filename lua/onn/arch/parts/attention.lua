@@ -3,7 +3,7 @@
 -- "heads": [heads, 3, size]; "groups": [kv heads, heads of a group + 2, size]; "four_parts"); bias {q, k, v, o}; qk_norm ("head",
 -- "distinct" for each head, "each" the same as tensors of their own, "full" over all heads) before the rotation or, with norm_after_rope,
 -- after it (where there is one); query_scaled (layers whose queries grow with their position; nil: all, if any); scales; attention_cap; clip_qkv; windows; chunks; rotated; slopes (ALiBi); sinks (true, or a list of layers); o_biased (layers whose output has a bias under a name of its own); output_gate (an operation: the result is
--- multiplied by it of a product of x, for each element or, with gate_per_head, head).
+-- multiplied by it of a product of x, for each element or, with gate_per_head, head; gate_head_bias: a bias of each head on it).
 local linear = require "onn.nn.linear"
 local norm = require "onn.arch.parts.norm"
 local ops = require "onn.ops"
@@ -36,6 +36,7 @@ function attention.tensors(c, layer, add)
     if not s.shared_kv then add.linear("v", n.v, s.kv_heads * s.value_size, c.width, bias.v) end
   end
   if c.output_gate then add.linear("output_gate", n.output_gate, c.gate_per_head and s.heads or result, c.width) end
+  if c.gate_head_bias then add.vector("head_gate_bias", n.gate_bias, { s.heads }) end
   add.linear("o", n.o, c.width, result, bias.o)
   if c.o_biased and c.o_biased[layer] then add.vector("o_bias", n.o_bias, { c.width }) end
   if c.qk_norm and not c.qk_norm_plain then
@@ -154,8 +155,9 @@ function attention.forward(c, stage, x, carry, ctx)
     sinks = w.sinks, bias = carry.slopes, zero = carry.slopes_zero, chunk = c.chunks and c.chunks[stage.index] or nil }
   local y = ctx.cache and ctx.cache:attend(stage.index, q, k, v, mask) or ops.attention(q, k, v, mask)
   if w.output_gate then
-    local gate = ops[c.output_gate](linear(w.output_gate, x, ctx, "f32"))
-    gate = ops.view(gate, { tokens, s.heads, c.gate_per_head and 1 or s.value_size })
+    local gate = ops.view(linear(w.output_gate, x, ctx, "f32"), { tokens, s.heads, c.gate_per_head and 1 or s.value_size })
+    if w.head_gate_bias then gate = ops.add(gate, ops.view(w.head_gate_bias, { 1, s.heads, 1 })) end
+    gate = ops[c.output_gate](gate)
     y = ops.mul(ctx.dtype == "f32" and y or ops.to(y, "f32"), gate)
     if ctx.dtype ~= "f32" then y = ops.to(y, ctx.dtype) end
   end

@@ -2,7 +2,7 @@
 -- experts, "sigmoid", or, of the chosen ones' logits, "logits" (a softmax) or "sigmoid_of_chosen"; "rivals": see there), normalize (the chosen scores to a sum
 -- of 1), scale (of the result), groups and per_token_groups (experts are chosen among the best groups), correction (a bias that counts for
 -- choosing only), router_bias, shared (inner width of what sees every token; 0: none), shared_gate (its output is weighed by a sigmoid), mean_with_shared (half
--- of both), scale_input (an expert sees its token times its weight, instead of its output);
+-- of both), out_bias (on the sum), scale_input (an expert sees its token times its weight, instead of its output);
 -- stacked (the experts' weights are one tensor each: (experts, out, in), or with stored = "in_out" (experts, in, out)).
 local linear = require "onn.nn.linear"
 local mlp = require "onn.arch.parts.mlp"
@@ -37,6 +37,7 @@ function moe.tensors(c, _, add)
     mlp.add(c, add, { gate = n.shared_gate, up = n.shared_up, down = n.shared_down, gate_up = n.shared_gate_up }, m.shared, "shared_")
     if m.shared_gate then add.linear("shared_weight", n.shared_weight, 1, c.width) end
   end
+  if m.out_bias then add.vector("moe_bias", n.moe_bias, { c.width }) end
   if n.moe_norm then norm.tensors(c, add, "moe_norm", n.moe_norm, c.width) end
 end
 
@@ -101,7 +102,7 @@ function moe.route(c, w, x)
 end
 
 -- Rows of each expert's tokens, in the tokens' order: {tokens, places (in the list of all choices), starts (borders of sequences)}.
-local function gathered(m, rows, starts)
+function moe.gathered(m, rows, starts)
   local experts = {}
   for t, chosen in ipairs(rows) do
     for j, e in ipairs(chosen) do
@@ -155,7 +156,7 @@ end
 function moe.mixed(c, stage, x, values, rows, carry, ctx)
   local m, w, tokens = c.moe, stage.weights, x:size(1)
   local flat = ops.view(values, { tokens * m.per_token, 1 })
-  local experts = gathered(m, rows, tape.recording() and carry.starts)
+  local experts = moe.gathered(m, rows, tape.recording() and carry.starts)
   local sum
   for e = 0, m.experts - 1 do
     local own = experts[e]
@@ -185,6 +186,7 @@ function moe.forward(c, stage, x, carry, ctx)
     sum = ops.add(sum, y)
     if m.mean_with_shared then sum = ops.affine(sum, 0.5, 0) end
   end
+  if m.out_bias then sum = ops.add(sum, ops.view(w.moe_bias, { 1, c.width })) end
   if c.names.moe_norm then sum = norm.apply(c, stage, "moe_norm", sum, "f32") end
   return sum
 end
