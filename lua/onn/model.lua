@@ -5,7 +5,9 @@ local core = require "onn.core.tensor"
 local files = require "onn.files"
 local missing = require "onn.missing"
 local numbers = require "onn.core.ops"
+local query_scales = require "onn.nn.query_scales"
 local rope = require "onn.nn.rope"
+local sinusoids = require "onn.nn.sinusoids"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
 local trace = require "onn.trace"
@@ -33,6 +35,8 @@ local function follow(self, described, dtype)
   self.angles = c.rope and rope.new(c.rope, c.interleaved, c.rope_backwards)
   self.local_angles = c.rope_of_windows and rope.new(c.rope_of_windows, c.interleaved)
   self.slopes = c.alibi and alibi.new(c.heads, c.slope_scale)
+  self.sinusoids = c.sinusoids and sinusoids.new(c.sinusoids, c.width)
+  self.query_scales = c.query_scale and query_scales.new(c.query_scale)
   return self
 end
 
@@ -288,7 +292,7 @@ end
 
 function Model:close()
   self:unload()
-  for _, table in pairs { self.angles or false, self.local_angles or false, self.slopes or false } do if table then table:free() end end
+  for _, name in ipairs { "angles", "local_angles", "slopes", "query_scales", "sinusoids" } do if self[name] then self[name]:free() end end
   self.store:close()
 end
 

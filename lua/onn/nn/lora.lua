@@ -223,6 +223,15 @@ local function pattern_value(pattern, name)
   return value
 end
 
+-- The name that an adapter in `store` has for a layer: the layer's own, or the one that the family also goes by (c.aliases).
+local function name_in(store, model, item)
+  local layer, aliases = item.layer, model.sizes.aliases
+  if aliases and aliases[layer.role] and item.stage.index and not store:info(PREFIX .. layer.name .. ".lora_A.weight") then
+    return aliases.block:format(item.stage.index) .. "." .. aliases[layer.role]
+  end
+  return layer.name
+end
+
 -- What an adapter directory holds, for a plan, from the file's header: its largest rank, and its blocks as a set of numbers.
 -- Returns rank, set; or nil, message, code.
 function lora.extent(directory, model)
@@ -230,7 +239,7 @@ function lora.extent(directory, model)
   if not store then return nil, message, code end
   local rank, blocks = 1, {}
   for _, item in ipairs(model:linear_layers()) do
-    local info = store:info(PREFIX .. item.layer.name .. ".lora_A.weight")
+    local info = store:info(PREFIX .. name_in(store, model, item) .. ".lora_A.weight")
     if info then
       rank = math.max(rank, info.shape[1])
       if item.stage.index then blocks[item.stage.index] = true end
@@ -286,7 +295,7 @@ function lora.load(model, directory)
   end
   for _, item in ipairs(model:linear_layers()) do
     local layer = item.layer
-    local key = PREFIX .. layer.name
+    local key = PREFIX .. name_in(store, model, item)
     if not failure and (store:info(key .. ".lora_A.weight") or store:info(key .. ".lora_B.weight")) then
       local one = { name = layer.name, dropout = adapter.dropout, index = item.stage.index }
       local a, b = shapes(layer, 1)
