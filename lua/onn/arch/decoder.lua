@@ -19,7 +19,8 @@ decoder.describe = sizes.describe
 local function part(kind) return require("onn.arch.parts." .. kind) end
 
 -- Collects a stage's tensors: add.linear(role, name, out, into, bias) for a product, which an adapter may sit on;
--- add.matrix and add.vector(role, name, shape) for the rest, a vector being what always rests in memory in f32.
+-- add.matrix and add.vector(role, name, shape, more) for the rest, a vector being what always rests in memory in f32. more.first: its first
+-- value, function(tensor, seed).
 local function collector(stage, prefix, transposed)
   local add = {}
   local function put(role, name, shape, more)
@@ -28,7 +29,11 @@ local function collector(stage, prefix, transposed)
     stage.tensors[#stage.tensors + 1] = t
     return t
   end
-  function add.vector(role, name, shape) return put(role, name, shape, { vector = true }) end
+  function add.vector(role, name, shape, more)
+    local t = put(role, name, shape, more)
+    t.vector = true
+    return t
+  end
   function add.matrix(role, name, shape, more) return put(role, name, shape, more) end
   function add.linear(role, name, out, into, bias)
     stage.layers[#stage.layers + 1] = { role = role, name = prefix .. name, out = out, into = into }
@@ -108,6 +113,9 @@ function decoder.stages(c)
   stages[#stages + 1] = head_stage(c)
   return stages
 end
+
+-- A tensor's first value in training from nothing, where its part says so.
+function decoder.first_value(_, t, seed) return t.first and t.first(t, seed) end
 
 -- The first carry of a batch {ids, positions, starts}: i32 tensors (tokens), (tokens), (sequences + 1).
 function decoder.start(model, batch)
