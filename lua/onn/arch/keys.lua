@@ -33,7 +33,7 @@ local harmless = set [[
   summary_activation summary_type summary_use_proj summary_proj_to_labels summary_last_dropout summary_first_dropout
   classifier_activation ep_size max_seq_length seq_length n_ctx init_config is_llama_config transformers.js_config
   attention_softmax_in_fp32 scale_attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi skip_bias_add
-  skip_bias_add_qkv embedding_fraction qk_head_dim
+  skip_bias_add_qkv embedding_fraction qk_head_dim num_logits_to_keep
 ]]
 
 -- Only the shapes of tensors follow from these, and shapes are checked.

@@ -28,7 +28,7 @@ end
 local function complete_heads(s, names, config, wrong)
   if s.head_size == "auto" and values.check(names.heads, s.heads, COUNT, wrong) then s.head_size = s.inner / s.heads end
   if not values.check(names.heads, s.heads, COUNT, wrong) or not values.check(names.head_size, s.head_size, COUNT, wrong) then return end
-  if names.inner_from_heads then s.inner = s.heads * s.head_size end
+  if not names.inner and not names.expand then s.inner = s.heads * s.head_size end
   if s.heads * s.head_size ~= s.inner then
     wrong[#wrong + 1] = ("'%s' %d times '%s' %d is not the inner width %g"):format(names.heads, s.heads, names.head_size, s.head_size, s.inner)
   elseif s.heads % s.groups ~= 0 then
@@ -39,12 +39,13 @@ local function complete_heads(s, names, config, wrong)
 end
 
 -- The mixer's sizes in a table, its problems appended to `wrong`. width: the model's. given {kind = "mamba" or "mamba2", config = {states, conv,
--- expand, inner, heads, head_size, groups, rank, bias, conv_bias, activation, low = their keys}, defaults}.
+-- expand, inner, heads, head_size, groups, rank, bias, conv_bias, activation, low = their keys}, defaults}; without inner and expand the
+-- width follows from the heads.
 function selective.describe(config, given, width, wrong)
   local s, names, before = { kind = given.kind, inner_norm = given.inner_norm, gate_norm = "after" }, given.config, #wrong
   for _, key in ipairs(idle) do local _ = config[key] end
   for key, name in pairs(names) do
-    if type(name) == "string" then s[key] = config[name] end
+    s[key] = config[name]
     if s[key] == nil then s[key] = given.defaults[key] end
   end
   for _, kind in ipairs(kinds) do
@@ -52,7 +53,7 @@ function selective.describe(config, given, width, wrong)
     if (kind.needed or s[key] ~= nil) and s[key] ~= "auto" then values.check(names[key] or key, s[key], kind[2], wrong) end
   end
   if #wrong > before then return s end
-  s.inner = s.inner or s.expand * width
+  s.inner = s.inner or s.expand and s.expand * width or width
   if s.inner ~= math.floor(s.inner) then wrong[#wrong + 1] = ("'%s' %g gives no whole width"):format(names.expand, s.expand) end
   if s.out_bias == nil then s.out_bias = s.bias end
   if given.kind == "mamba2" then

@@ -27,11 +27,14 @@ local kinds = {
   experts = COUNT, experts_per_token = COUNT, expert_inner = SIZE, shared_experts = values.integer(0, 2 ^ 20),
   shared_inner = values.integer(0, 2 ^ 31 - 1),
   dense_layers = values.integer(0, 10000), moe_interval = COUNT, moe_offset = values.integer(0, 10000), expert_groups = COUNT,
+  expert_count = values.integer(0, 2 ^ 20), attention_interval = COUNT, attention_offset = values.integer(0, 10000),
+  conv = values.integer(1, 16), inner_step = SIZE, inner_factor = values.positive, pattern = values.text,
   groups_per_token = COUNT, q_rank = SIZE, kv_rank = SIZE, nope_size = COUNT, rope_size = COUNT, value_size = COUNT,
 }
 for _, flag in ipairs { "attention_bias", "output_bias", "mlp_bias", "tied", "use_window", "parallel", "use_qk_norm", "alibi", "multi_query",
   "new_layout", "norm_before", "norm_affine", "use_bias", "norm_topk", "scale_by_layer", "scale_by_size", "head_bias", "gated_mlp",
-  "attention_gate", "interleave", "qkv_bias", "scale_embedding", "mup" } do
+  "attention_gate", "interleave", "qkv_bias", "scale_embedding", "mup", "conv_bias", "adjust", "expert_bias", "gate_norm",
+  "norm_before_gate" } do
   kinds[flag] = values.flag
 end
 
@@ -173,5 +176,15 @@ function sizes.describe(config, family)
 end
 
 sizes.each_layer = each_layer
+
+-- The mixer of every layer, from c.layer_types: `part_of` says which part another type than attention is; unknown ones go to `wrong`.
+function sizes.mixers(c, part_of, wrong)
+  return each_layer(c, function(layer)
+    local kind = c.layer_types[layer + 1]
+    local part = (kind == "full_attention" or kind == "attention") and "attention" or part_of[kind]
+    if not part then wrong[#wrong + 1] = ("layer %d is of the type %s, which is not known"):format(layer, values.shown(kind)) end
+    return part
+  end)
+end
 
 return sizes
