@@ -72,6 +72,8 @@ VARIANTS = {
 FIXED = {"gpt_neo": dict(attention_types=[[["global", "local"], 1]]), "mpt": dict(), "bloom": dict(),
          "helium": dict(head_dim=8), "deepseek_v2": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4), "deepseek_v3": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4),
          "youtu": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4), "minicpm3": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4), "nemotron": dict(num_key_value_heads=2),
+         **{name: dict(layer_types=["linear_attention", "full_attention"]) for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")},
+         "lara_mini": dict(num_hidden_layers=3, layer_types=["linear_attention", "sliding_attention", "full_attention"]),
          "lfm2": dict(layer_types=["conv", "full_attention"]),
          "lfm2_moe": dict(num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], num_dense_layers=1, num_experts_per_tok=2),
          "bamba": dict(attn_layer_indices=[1]), "granitemoehybrid": dict(layer_types=["linear_attention", "full_attention"]),

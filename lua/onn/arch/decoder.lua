@@ -70,6 +70,9 @@ end
 -- The norms that a block may have: before each part, on its output, or on the sum that follows.
 local block_norms = { "norm1", "norm1_out", "norm1_sum", "norm2", "norm2_out", "norm2_sum" }
 
+-- The name of the norm `role` in a layer, nil if it has none. c.norm_names: where layers differ, those of each.
+local function norm_name(c, layer, role) return (c.norm_names and c.norm_names[layer] or c.names)[role] end
+
 local function block_stage(c, layer)
   local stage = new_stage(c.names.block:format(layer), "block", layer)
   local add = collector(stage, stage.name .. ".", c.transposed)
@@ -78,7 +81,7 @@ local function block_stage(c, layer)
   local function norms(from, to)
     for k = from, to do
       local role = block_norms[k]
-      local name = c.names[role]
+      local name = norm_name(c, layer, role)
       if name and (role ~= "norm2" or stage.feed) then norm.tensors(c, add, role, name, c.width) end
     end
   end
@@ -151,16 +154,15 @@ end
 
 -- What comes out of a part joins the residual stream.
 local function join(c, stage, x, y, number)
-  local n = c.names
-  if n[number .. "_out"] then y = norm.apply(c, stage, number .. "_out", y, "f32") end
+  if norm_name(c, stage.index, number .. "_out") then y = norm.apply(c, stage, number .. "_out", y, "f32") end
   if c.residual_scale then y = ops.affine(y, c.residual_scale, 0) end
   x = ops.add(x, y)
-  if n[number .. "_sum"] then x = norm.apply(c, stage, number .. "_sum", x, "f32") end
+  if norm_name(c, stage.index, number .. "_sum") then x = norm.apply(c, stage, number .. "_sum", x, "f32") end
   return x
 end
 
 local function before(c, stage, number, x, ctx)
-  if c.names[number] then return norm.apply(c, stage, number, x, ctx.dtype) end
+  if norm_name(c, stage.index, number) then return norm.apply(c, stage, number, x, ctx.dtype) end
   return ctx.dtype == "f32" and x or ops.to(x, ctx.dtype)
 end
 

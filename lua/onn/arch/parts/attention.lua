@@ -2,7 +2,8 @@
 -- "heads": [heads, 3, size]; "groups": [kv heads, heads of a group + 2, size]; "four_parts"); bias {q, k, v, o}; qk_norm ("head",
 -- "distinct" for each head, "each" the same as tensors of their own, "full" over all heads) before the rotation or, with norm_after_rope,
 -- after it; scales; attention_cap; clip_qkv; windows; chunks; rotated; slopes (ALiBi); sinks; output_gate (an operation: the result is
--- multiplied by it of a product of x, for each element or, with gate_per_head, head).
+-- multiplied by it of a product of x, for each element or, with gate_per_head, head); gate_in_q (q's product holds each head's query and
+-- what its result is multiplied by the sigmoid of).
 local linear = require "onn.nn.linear"
 local norm = require "onn.arch.parts.norm"
 local ops = require "onn.ops"
@@ -24,7 +25,7 @@ function attention.tensors(c, _, add)
   if c.qkv then
     add.linear("qkv", n.qkv, q + 2 * kv, c.width, bias.q)
   else
-    add.linear("q", n.q, q, c.width, bias.q)
+    add.linear("q", n.q, c.gate_in_q and 2 * q or q, c.width, bias.q)
     add.linear("k", n.k, kv, c.width, bias.k)
     add.linear("v", n.v, kv, c.width, bias.v)
   end
@@ -77,7 +78,12 @@ end
 local function project(c, w, x, ctx)
   if w.qkv then return split[c.qkv](c, linear(w.qkv, x, ctx, "f32")) end
   local q, k, v = linear(w.q, x, ctx, "f32"), linear(w.k, x, ctx, "f32"), linear(w.v, x, ctx, c.clip_qkv and "f32" or nil)
-  return by_heads(q, c.heads, c.head_size), by_heads(k, c.kv_heads, c.head_size), by_heads(v, c.kv_heads, c.head_size)
+  local gate
+  if c.gate_in_q then
+    q, gate = ops.split(by_heads(q, c.heads, 2 * c.head_size), { c.head_size, c.head_size })
+    q, gate = ops.contiguous(q), ops.sigmoid(ops.contiguous(gate))
+  end
+  return by_heads(q, c.heads, c.head_size), by_heads(k, c.kv_heads, c.head_size), by_heads(v, c.kv_heads, c.head_size), gate
 end
 
 local function head_norm(c, stage, role, x)
@@ -117,7 +123,7 @@ end
 -- part of bf16's error.
 function attention.forward(c, stage, x, carry, ctx)
   local w, tokens = stage.weights, x:size(1)
-  local q, k, v = project(c, w, x, ctx)
+  local q, k, v, gate = project(c, w, x, ctx)
   if c.clip_qkv then q, k, v = clip(q, c.clip_qkv), clip(k, c.clip_qkv), clip(v, c.clip_qkv) end
   if v:dtype() ~= ctx.dtype then v = ops.to(v, ctx.dtype) end
   if c.qk_norm and not c.norm_after_rope then q, k = head_norm(c, stage, "q_norm", q), head_norm(c, stage, "k_norm", k) end
@@ -133,8 +139,10 @@ function attention.forward(c, stage, x, carry, ctx)
     sinks = w.sinks, bias = carry.slopes, zero = carry.slopes_zero, chunk = c.chunks and c.chunks[stage.index] or nil }
   local y = ctx.cache and ctx.cache:attend(stage.index, q, k, v, mask) or ops.attention(q, k, v, mask)
   if w.output_gate then
-    local gate = ops[c.output_gate](linear(w.output_gate, x, ctx, "f32"))
+    gate = ops[c.output_gate](linear(w.output_gate, x, ctx, "f32"))
     gate = ops.view(gate, { tokens, c.heads, c.gate_per_head and 1 or c.head_size })
+  end
+  if gate then
     y = ops.mul(ctx.dtype == "f32" and y or ops.to(y, "f32"), gate)
     if ctx.dtype ~= "f32" then y = ops.to(y, ctx.dtype) end
   end
