@@ -142,6 +142,13 @@ typedef struct Backend {
  * NULL with a message if $ONN_CPU names something else or the processor lacks sse4.1. */
 const Backend *backend_cpu(void);
 
+/* backend_dry() : a table that computes nothing and touches no operand but a mask's starts and a cache's lengths: of products it counts
+ * the operations, and it takes and gives back the scratch that the CPU's kernel would take, from the same allocator. total() is the CPU's.
+ * backend_dry_flops() : operations counted so far, a multiplication and an addition each one: 2 * rows * out * in for a product, for
+ * attention by the pairs of query and key that see each other; not those that a kernel repeats to save memory. */
+const Backend *backend_dry(void);
+double backend_dry_flops(void);
+
 /* backend_describe() : one line for people: instruction set, threads, libraries. */
 const char *backend_describe(void);
 

@@ -91,8 +91,8 @@ Status KERNEL(delta_rule)(View *y, View *state, const View *q, const View *k, co
     int threads = omp_in_parallel() || view_count(v) * j.dims < 1 << 15 ? 1 : omp_get_max_threads();
     size_t bytes = (size_t)(fall_words(&j) + own * threads) * sizeof(float);
     float *scratch = scratch_alloc(bytes);
-    if (!scratch)
-        return ERR_MEMORY;
+    if (!scratch || scratch_only())
+        return scratch_free(scratch, bytes), scratch ? OK : ERR_MEMORY;
     prepare(&j, scratch, decay);
     float *held = scratch + fall_words(&j);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
@@ -199,7 +199,9 @@ Status KERNEL(delta_rule_backward)(View *dq, View *dk, View *dv, View *ddecay, V
     int64_t rows = view_rows(v), sequences = view_count(starts) - 1, most = 0;
     if (!rows)
         return OK;
-    for (int64_t s = 0; s < sequences; s++)
+    if (scratch_only()) /* at most: starts may have no values */
+        most = rows;
+    for (int64_t s = 0; s < sequences && !scratch_only(); s++)
         most = j.starts[s + 1] - j.starts[s] > most ? j.starts[s + 1] - j.starts[s] : most;
     j.lots = least(LOTS, j.heads / j.groups);
     j.dy = dy, j.dv = dv, j.dbeta = dbeta;
@@ -209,8 +211,8 @@ Status KERNEL(delta_rule_backward)(View *dq, View *dk, View *dv, View *ddecay, V
     int64_t own = own_make(&sizes, &j, most, NULL), zeros = fall_words(&j) + 2 * lot_words;
     size_t bytes = (size_t)(fall_words(&j) + zeros + own * threads) * sizeof(float);
     float *scratch = scratch_alloc(bytes);
-    if (!scratch)
-        return ERR_MEMORY;
+    if (!scratch || scratch_only())
+        return scratch_free(scratch, bytes), scratch ? OK : ERR_MEMORY;
     prepare(&j, scratch, decay);
     j.dfall = scratch + fall_words(&j);
     j.dq = j.dfall + fall_words(&j);

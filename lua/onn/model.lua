@@ -25,6 +25,20 @@ local function choose_dtype(wanted, store)
   return native and (bytes.BF16 or 0) + (bytes.F16 or 0) > (bytes.F32 or 0) and "bf16" or "f32"
 end
 
+-- Fills in what a description (of onn.arch) says, in an arithmetic's dtype; self.store has the tensors' headers.
+local function follow(self, described, dtype)
+  self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
+  self.net, self.run, self.dtype = described.net, described.net.forward, dtype
+  local c = self.sizes
+  self.angles = c.rope and rope.new(c.rope, c.interleaved, c.rope_backwards)
+  self.local_angles = c.rope_of_windows and rope.new(c.rope_of_windows, c.interleaved)
+  self.slopes = c.alibi and alibi.new(c.heads, c.slope_scale)
+  return self
+end
+
+-- A model of which there is no more than a description and a store's headers, for plans; {info = function(store, name)}.
+function Model.described(described, dtype, store) return follow(setmetatable({ store = store }, Model), described, dtype) end
+
 -- A weight stored (in, out) as the products take it.
 local function transposed(w)
   local view = w:transpose(1, 2)
@@ -80,14 +94,7 @@ function Model.open(path, opt)
     return self
   end
   self.missing, self.seed = arch.check(described, store, opt.classes ~= nil), opt.seed or 0
-  self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
-  self.net, self.run = described.net, described.net.forward
-  self.dtype = choose_dtype(opt.dtype, store)
-  local c = self.sizes
-  self.angles = c.rope and rope.new(c.rope, c.interleaved, c.rope_backwards)
-  self.local_angles = c.rope_of_windows and rope.new(c.rope_of_windows, c.interleaved)
-  self.slopes = c.alibi and alibi.new(c.heads, c.slope_scale)
-  return self
+  return follow(self, described, choose_dtype(opt.dtype, store))
 end
 
 -- Reads a tensor of a stage in `dtype` (nil: as it is stored), or makes it: matrices normal with deviation t.fresh, biases 0.
