@@ -144,9 +144,35 @@ static Status dry_conv_backward(View *dx, View *dw, View *dbias, const View *dy,
     return view_count(dy) && view_count(x) && view_count(w) ? SCRATCH(conv_backward(dx, dw, NULL, dy, x, w, conv)) : OK;
 }
 
+static Status dry_causal_conv_backward(View *dx, View *dw, View *dbias, const View *dy, const View *x, const View *w, const View *starts) {
+    return SCRATCH(causal_conv_backward(dx, dw, dbias, dy, x, w, starts));
+}
+
+static Status dry_scan(View *y, View *state, const View *x, const View *dt, const View *b, const View *c, const View *a_log, const View *bias,
+                       const View *d, const View *starts, Steps steps) {
+    return SCRATCH(scan(y, state, x, dt, b, c, a_log, bias, d, starts, steps));
+}
+
+static Status dry_scan_backward(View *dx, View *ddt, View *db, View *dc, View *da_log, View *dd, const View *dy, const View *x, const View *dt,
+                                const View *b, const View *c, const View *a_log, const View *bias, const View *d, const View *starts,
+                                Steps steps) {
+    return SCRATCH(scan_backward(dx, ddt, db, dc, da_log, dd, dy, x, dt, b, c, a_log, bias, d, starts, steps));
+}
+
+static Status dry_delta_rule(View *y, View *state, const View *q, const View *k, const View *v, const View *decay, const View *beta,
+                             const View *starts) {
+    return SCRATCH(delta_rule(y, state, q, k, v, decay, beta, starts));
+}
+
+static Status dry_delta_rule_backward(View *dq, View *dk, View *dv, View *ddecay, View *dbeta, const View *dy, const View *q, const View *k,
+                                      const View *v, const View *decay, const View *beta, const View *starts) {
+    return SCRATCH(delta_rule_backward(dq, dk, dv, ddecay, dbeta, dy, q, k, v, decay, beta, starts));
+}
+
 #define COUNTED(X) \
     X(total) X(sum_rows) X(linear) X(linear_decode) X(linear_backward) X(lora_backward) X(linear_backward_weight) X(matmul) X(attention) \
-    X(attention_backward) X(attention_decode) X(head_loss) X(head_part) X(rms_norm_backward) X(layer_norm_backward) X(conv) X(conv_backward)
+    X(attention_backward) X(attention_decode) X(head_loss) X(head_part) X(rms_norm_backward) X(layer_norm_backward) X(conv) X(conv_backward) \
+    X(causal_conv_backward) X(scan) X(scan_backward) X(delta_rule) X(delta_rule_backward)
 
 static const Backend dry_backend = {
     .name = "dry",

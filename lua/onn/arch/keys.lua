@@ -34,7 +34,7 @@ local harmless = set [[
   classifier_activation ep_size max_seq_length seq_length n_ctx init_config is_llama_config transformers.js_config
   attention_softmax_in_fp32 scale_attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi skip_bias_add
   skip_bias_add_qkv embedding_fraction qk_head_dim residual_in_fp32 use_associative_scan use_mambapy use_fast_path sparse_pred_ignore_index
-  sparse_prediction
+  sparse_prediction num_logits_to_keep
 ]]
 
 -- Only the shapes of tensors follow from these, and shapes are checked.

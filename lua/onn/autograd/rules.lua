@@ -358,6 +358,18 @@ rules.scan = {
   end,
 }
 
+-- q, k f32 (tokens, groups, states), v f32 (tokens, heads * size), decay f32 (tokens, heads, 1 or states), logarithms, beta f32 (tokens,
+-- heads) -> y f32, v's shape: the gated delta rule of kernels/ops.def, states zero where a sequence begins. state f32 (sequences, channels,
+-- states): carried on in place, for inference.
+rules.delta_rule = {
+  forward = function(s, i, starts, state)
+    keep(s, i[1], i[2], i[3], i[4], i[5])
+    s.starts = starts
+    return core.delta_rule(i[1], i[2], i[3], i[4], i[5], starts, state)
+  end,
+  backward = function(s, dy) return core.delta_rule_backward(dy, s[1], s[2], s[3], s[4], s[5], s.starts) end,
+}
+
 -- g, u -> gate(g) * u; "swiglu_oai" also clamps both and adds 1 to u (kernels/ops.def)
 rules.gate = {
   forward = function(s, i, name) keep(s, i[1], i[2]); s.name = name; return core.gate(i[1], i[2], name) end,
