@@ -83,8 +83,8 @@ function convolutional.state(model)
   return list
 end
 
--- batch: {x f32 (n, c, h, w)}
-function convolutional.start(_, batch) return { x = batch.x } end
+-- batch: {x f32 (n, c, h, w), starts: each image by itself, for sums that do not depend on how a batch is cut (nil: in tiles of rows)}
+function convolutional.start(_, batch) return { x = batch.x, starts = batch.starts } end
 
 -- With ctx.labels the last stage gives carry.nll (n), else carry.logits (n, classes).
 function convolutional.forward(sizes, stage, carry, ctx)

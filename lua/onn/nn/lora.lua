@@ -135,7 +135,8 @@ local function selection(model, adapter)
     local covered = item.stage.index and layers[item.stage.index] or not item.stage.index and (outside or item.layer.saved)
     if names[item.layer.name:match "[^.]+$"] and covered then pairs_known = pairs_known + 1 end
   end
-  if pairs_known ~= #adapter.modules then return sorted_keys(paths) end
+  -- last names of image nets are numbers and fit whole blocks, too
+  if pairs_known ~= #adapter.modules or model.net.data == "images" then return sorted_keys(paths) end
   local every = true
   for _, stage in ipairs(model.stages) do every = every and (stage.kind ~= "block" or layers[stage.index] ~= nil) end
   if outside and not every then return sorted_keys(paths) end
