@@ -43,6 +43,10 @@ local machine = runtime.apply(opt)
 
 local model = cli.check(Model.open(opt.model, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
+if model:unfit "tokens" then cli.fail(model:unfit "tokens") end
+if model.net.continues == false then
+  cli.fail(("%s: a model of the family %s does not continue a text"):format(opt.model, model.family))
+end
 local tokenizer = cli.check(Tokenizer.open(model.directory))
 if opt.prompt and opt.prompts then cli.fail("generate: --prompt and --prompts cannot go together", 2) end
 if opt.system and not opt.chat then cli.fail("generate: --system belongs to --chat", 2) end

@@ -35,6 +35,11 @@ end
 -- `source` (a path or rows) has. opt: dtype, seed.
 function classifier.open(path, source, opt)
   local model, message, code = Model.open(path, opt)
+  if model and model.net and model.net.trains_on then
+    local why = ("%s: a model of the family %s is trained on %s"):format(path, model.family, model.net.trains_on)
+    model:close()
+    return nil, why, "unsupported"
+  end
   if not model or not model.sizes or not model.sizes.top or classifier.classes(model) then return model, message, code end
   local wants_masked = type(source) == "string" and formats.kind(source) == "safetensors"
   if wants_masked then return model end

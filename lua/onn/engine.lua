@@ -63,6 +63,7 @@ function Engine.open(path, options)
   local machine = runtime.apply(opt)
   local model = assert(Model.open(path, { dtype = opt.dtype }))
   if #model.missing > 0 then error(model:why_not(), 2) end
+  if model:unfit "tokens" then error(model:unfit "tokens", 2) end
   local self = setmetatable({ model = model, machine = machine, opt = opt }, Engine)
   self.tokenizer = Tokenizer.open(model.directory)
   load_for_text(self, {}, opt)
@@ -148,6 +149,10 @@ function Engine:train(rows, options)
   opt.seq_len = math.min(opt.seq_len, self.model.sizes.positions)
   opt._given = options
   opt.budget, opt.vocab_size = self.machine.budget, self.model.sizes.vocabulary
+  if self.model.net.trains_on then
+    error(("train: a model of the family %s is trained on %s"):format(self.model.family, self.model.net.trains_on), 2)
+  end
+  opt.classes, opt.own = require("onn.classifier").classes(self.model), self.model.sizes.top ~= nil
   opt.attached = attached(self, options)
   choose_layers(self, opt)
   local set = assert(data.open(rows, text_tokenizer(self), opt))
@@ -194,6 +199,9 @@ function Engine:generate(prompt, options, emit)
   nearest.check(options, generated_with, "generate")
   local opt = {}
   for k, v in pairs(options) do opt[k] = v end
+  if self.model.net.continues == false then
+    error(("generate: a model of the family %s does not continue a text"):format(self.model.family), 2)
+  end
   if type(opt.stop) == "string" then opt.stop = { opt.stop } end
   if opt.chat and type(prompt) == "string" then prompt = { { role = "user", content = prompt } } end
   local tokenizer = text_tokenizer(self)

@@ -168,6 +168,16 @@ VARIANTS = {
     "diffllama_bias": ("diffllama", dict(attention_bias=True, num_hidden_layers=3)),
     "dots1_normal": ("dots1", dict(norm_topk_prob=True, n_shared_experts=2, attention_bias=True, routed_scaling_factor=2.5,
         layer_types=["sliding_attention", "full_attention"])),
+    "lfm2_plain": ("lfm2", dict(block_auto_adjust_ff_dim=False, conv_bias=True)),
+    "bamba_bias": ("bamba", dict(mamba_proj_bias=True, attention_bias=True, mlp_bias=True, time_step_limit=(0.2, 0.9))),
+    "granitemoehybrid_dense": ("granitemoehybrid", dict(num_local_experts=0, position_embedding_type="rope", embedding_multiplier=3.0,
+                                                       residual_multiplier=0.5, attention_multiplier=0.2, logits_scaling=2.0)),
+    "falcon_h1_scaled": ("falcon_h1", dict(
+        mamba_rms_norm=True, projectors_bias=True, lm_head_multiplier=0.5, embedding_multiplier=2.0, mlp_multipliers=[0.7, 1.3],
+        key_multiplier=0.6, attention_out_multiplier=1.4, attention_in_multiplier=0.8, ssm_multipliers=[0.9, 1.1, 0.8, 1.2, 0.7],
+        ssm_in_multiplier=1.3, ssm_out_multiplier=0.6)),
+    "falcon_h1_norm_after": ("falcon_h1", dict(mamba_rms_norm=True, mamba_norm_before_gate=False, mamba_proj_bias=True)),
+    "jamba_dense": ("jamba", dict(num_experts=1, num_experts_per_tok=1)),
 }
 FIXED = {"gpt_neo": dict(attention_types=[[["global", "local"], 1]]), "mpt": dict(), "bloom": dict(),
          "helium": dict(head_dim=8), "deepseek_v2": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4), "deepseek_v3": dict(num_key_value_heads=4, head_dim=8, n_routed_experts=4),
@@ -177,6 +187,14 @@ FIXED = {"gpt_neo": dict(attention_types=[[["global", "local"], 1]]), "mpt": dic
             "glm_moe_dsa")},
          "mimo_v2_flash": dict(head_dim=24),
          "gemma3n_text": dict(num_kv_shared_layers=0, intermediate_size=64),
+         **{name: dict(layer_types=["linear_attention", "full_attention"]) for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")},
+         "lara_mini": dict(num_hidden_layers=3, layer_types=["linear_attention", "sliding_attention", "full_attention"]),
+         "lfm2": dict(layer_types=["conv", "full_attention"]),
+         "lfm2_moe": dict(num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], num_dense_layers=1, num_experts_per_tok=2),
+         "bamba": dict(attn_layer_indices=[1]), "granitemoehybrid": dict(layer_types=["linear_attention", "full_attention"]),
+         "jamba": dict(num_hidden_layers=4, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=3, expert_layer_offset=1),
+         "nemotron_h": dict(mamba_num_heads=4, mamba_head_dim=16, ssm_state_size=8, moe_shared_expert_intermediate_size=40,
+                            layers_block_type=["linear_attention", "moe", "full_attention", "mlp"]),
          "gpt_neox": dict(rotary_pct=0.5), "persimmon": dict(), "opt": dict(word_embed_proj_dim=32)}
 
 
@@ -235,6 +253,8 @@ def make(tools, name, family, out):
         last = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "attn" in n + "attention"}
         family.lora = sorted(last & {"q_proj", "k_proj", "v_proj", "o_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj",
                                      "query_key_value", "dense", "qkv_proj"})
+    if name.split("_")[0] == "falcon" and "out_proj" in {n.split(".")[-1] for n, _ in model.named_modules()}:   # PEFT has none on out_proj here
+        family.lora = ["in_proj", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     try:
         results = tools.reference(family, folder, inputs, name, torch.float32)
     except (ValueError, AttributeError) as e:                           # PEFT refuses some modules; some get no gradient

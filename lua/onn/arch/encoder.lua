@@ -12,7 +12,7 @@ local rope = require "onn.nn.rope"
 local tensors = require "onn.core.tensor"
 local values = require "onn.arch.config"
 
-local encoder = {}
+local encoder = { continues = false }
 
 local SIZE = values.integer(1, 2 ^ 31 - 1)
 local kinds = {

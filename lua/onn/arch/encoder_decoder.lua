@@ -11,7 +11,7 @@ local tape = require "onn.autograd.tape"
 local tensors = require "onn.core.tensor"
 local values = require "onn.arch.config"
 
-local net = {}
+local net = { continues = false, trains_on = "pairs of input_ids and decoder_input_ids, by onn forward --gradients alone" }
 
 local SIZE = values.integer(1, 2 ^ 31 - 1)
 local kinds = {
@@ -77,7 +77,9 @@ local function block(c, side, index, number)
   local names, heads = c.inside[side], side == "decoder" and c.decoder_heads or c.heads
   local all, inner = heads * head_size(c, side), side == "decoder" and c.decoder_inner or c.inner
   for _, kind in ipairs(side == "decoder" and { "self", "cross" } or { "self" }) do
-    for _, role in ipairs { "q", "k", "v" } do add.product(("%s.%s.%s"):format(prefix, names[kind], c.inside[role]), kind .. "_" .. role, all, c.width, c.bias) end
+    for _, role in ipairs { "q", "k", "v" } do
+      add.product(("%s.%s.%s"):format(prefix, names[kind], c.inside[role]), kind .. "_" .. role, all, c.width, c.bias)
+    end
     add.product(("%s.%s.%s"):format(prefix, names[kind], c.inside.o), kind .. "_o", c.width, all, c.bias)
     add.norm(("%s.%s"):format(prefix, names[kind .. "_norm"]), kind .. "_norm", c.width, not c.rms)
   end

@@ -5,12 +5,18 @@
 --   stages(sizes)            -> {name, kind, index, layers = {{role, name, out, into}}, tensors = {{name, shape, role, vector}}, shares}
 --   start(model, batch)      -> the first carry
 --   forward(sizes, stage, carry, ctx) -> the next carry; the last stage gives carry.nll where ctx.labels are, else carry.logits
+--   continues, trains_on     -> optional: false where it does not continue a text; why the recipes have no rows to train it on
 --   ignorable(name)          -> optional: does nothing read this tensor of a checkpoint?
 --   batch(sizes, given)      -> optional: the batch of named tensors, or nil and a message (default: onn.batch.from_ids)
+--   example(model, rows, length) -> what a batch of that size looks like, for a plan's dry runs (onn.dry); absent: of tokens, onn.batch's
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
+--   data, dtype              -> what its batches hold ("images"; default: tokens), the only dtype of its arithmetic if there is but one
+--   train_mode, state        -> of a net whose stages behave otherwise in training, and keep more than parameters (tensors with `state`)
 --   cache(model, slots, capacity) -> optional: what generation carries, with onn.cache's interface; ctx.cache is it or one of its parts
 --   first_value(sizes, tensor, seed) -> optional: a tensor's first value in training from nothing, or nil: the usual one
 -- A tensor that is `fresh` may be made anew (onn.model).
+-- What a net takes follows from dry runs of forward, where ctx.dry is true: tensors have shapes and no values. Where shapes depend on values
+-- (which experts a token goes to), forward then takes those that cost most.
 -- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.
 local json = require "onn.core.json"
 local keys = require "onn.arch.keys"
@@ -81,6 +87,20 @@ end
 
 local MOST_EXPERTS = 2 ^ 18 -- of all layers: each is several tensors to look for
 
+-- Do the numbers of a mixture of experts fit each other?
+local function check_experts(sizes, wrong)
+  local m = sizes.moe
+  if type(m) ~= "table" or type(m.experts) ~= "number" then return end
+  local function say(...) wrong[#wrong + 1] = "config.json: " .. (...):format(select(2, ...)) end
+  if m.experts * (sizes.layers or 1) > MOST_EXPERTS then
+    say("%d experts in each of %d layers are more than the %d that are looked for", m.experts, sizes.layers, MOST_EXPERTS)
+  end
+  if (m.per_token or 1) > m.experts then say("a token goes to %d of %d experts", m.per_token, m.experts) end
+  local groups = m.groups or 1
+  if groups > 1 and m.experts % groups ~= 0 then say("%d experts do not part into %d groups", m.experts, groups) end
+  if groups > 1 and (m.per_token_groups or 1) > groups then say("a token goes to %d of %d groups of experts", m.per_token_groups, groups) end
+end
+
 -- {family, sizes, stages, net} of a config, or nil and a list of what is missing for running it. store: of the tensors, if there is one; names
 -- may lack the family's prefix there.
 function arch.describe(config, store)
@@ -105,11 +125,7 @@ function arch.describe(config, store)
   local sizes, wrong = net.describe(keys.recorded(config, read), family, store)
   if not sizes then return nil, wrong end
   wrong = keys.unread(config, read, family)
-  local experts = type(sizes.moe) == "table" and sizes.moe.experts or 0
-  if experts * (sizes.layers or 1) > MOST_EXPERTS then
-    wrong[#wrong + 1] = ("config.json: %d experts in each of %d layers are more than the %d that are looked for"):format(experts, sizes.layers,
-      MOST_EXPERTS)
-  end
+  check_experts(sizes, wrong)
   if #wrong > 0 then return nil, wrong end
   local stages = net.stages(sizes)
   if family.prefix and store and not store:info(stages[1].tensors[1].name) then without_prefix(stages, family.prefix) end
@@ -143,7 +159,9 @@ function arch.check(described, store, fresh)
         for d = 1, #t.shape do same = same and entry.shape[d] == t.shape[d] end
         if not same then
           wrong[#wrong + 1] = ("tensor '%s' has the shape %s, expected %s"):format(t.name, shape_text(entry.shape), shape_text(t.shape))
-        elseif not ({ F32 = true, BF16 = true, F16 = true })[entry.dtype] then
+        elseif t.dtype and entry.dtype:lower() ~= t.dtype then
+          wrong[#wrong + 1] = ("tensor '%s' is %s, expected %s"):format(t.name, entry.dtype, t.dtype:upper())
+        elseif not t.dtype and not ({ F32 = true, BF16 = true, F16 = true })[entry.dtype] then
           wrong[#wrong + 1] = ("tensor '%s' is %s, expected F32, BF16 or F16"):format(t.name, entry.dtype)
         end
       end

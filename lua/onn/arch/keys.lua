@@ -33,13 +33,15 @@ local harmless = set [[
   summary_activation summary_type summary_use_proj summary_proj_to_labels summary_last_dropout summary_first_dropout
   classifier_activation ep_size max_seq_length seq_length n_ctx init_config is_llama_config transformers.js_config
   attention_softmax_in_fp32 scale_attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi skip_bias_add
-  skip_bias_add_qkv embedding_fraction qk_head_dim
+  skip_bias_add_qkv embedding_fraction qk_head_dim residual_in_fp32 use_associative_scan use_mambapy use_fast_path sparse_pred_ignore_index
+  sparse_prediction num_logits_to_keep
 ]]
 
 -- Only the shapes of tensors follow from these, and shapes are checked.
 local in_shapes = set [[
   vocab_size tie_word_embeddings type_vocab_size head_dim d_kv intermediate_size d_ff num_hidden_layers max_position_embeddings
   n_positions vocab_size_per_layer_input padded_vocab_size original_vocab_size num_key_value_heads n_embed n_embd
+  task_type_vocab_size time_step_rank
 ]]
 
 -- Parts of names of what acts in training only.
@@ -55,6 +57,7 @@ local under = {
   full_attention_interval = { "layer_types" }, attention_types = { "attention_layers" }, num_local_experts = { "num_experts" },
   num_attention_heads = { "n_head", "n_heads", "num_heads" }, n_head = { "num_attention_heads" }, n_layer = { "num_hidden_layers" },
   hidden_act = { "hidden_activation", "activation_function" }, activation_function = { "hidden_act" },
+  dense_act_fn = { "feed_forward_proj" }, is_gated_act = { "feed_forward_proj" },
 }
 
 -- Values at which a key says what every family does without it; false is one too, but for the loud keys.
@@ -62,8 +65,14 @@ local loud = set "scale_attn_weights norm_topk_prob use_parallel_residual parall
 local neutral_at = { scale_attn_weights = true, position_embedding_type = "absolute", moe_layer_freq = 1, decoder_sparse_step = 1 }
 
 -- The same for one net, or for one family that does nothing else.
-local of_net = { decoder = { is_decoder = true, causal = true, is_causal = true } }
+local of_net = { decoder = { is_decoder = true, causal = true, is_causal = true },
+  encoder_decoder = { is_encoder_decoder = true } }
+local any = {} -- whatever it is
+local first_steps = { time_step_min = any, time_step_max = any, time_step_floor = any, time_step_init_scheme = any, time_step_scale = any,
+  chunk_size = any } -- of first weights, or of how a scan is cut
 local of_family = {
+  mamba = first_steps, falcon_mamba = first_steps, mamba2 = first_steps,
+  distilbert = { sinusoidal_pos_embds = any }, -- the table of places is stored
   mpt = { learned_pos_emb = true, norm_type = "low_precision_layernorm" }, gpt_oss = { swiglu_alpha = 1.702 },
   starcoder2 = { mlp_type = "default", norm_type = "layer_norm" }, deepseek_v2 = { scoring_func = "softmax" },
   deepseek_v3 = { scoring_func = "sigmoid", topk_method = "noaux_tc" },
@@ -73,7 +82,7 @@ local function is_neutral(key, value, family)
   if value == false and loud[key] then return false end
   if value == nil or value == false or value == 0 or value == "" or value == neutral_at[key] then return true end
   local net, own = of_net[family.net or "decoder"] or {}, of_family[family.name] or {}
-  if value == net[key] or value == own[key] then return true end
+  if value == net[key] or value == own[key] or own[key] == any then return true end
   if type(value) == "table" then return next(value) == nil end
   -- multipliers of one
   return value == 1 and (key:find "multiplier" or key:find "scal" or key:find "factor") and true or false

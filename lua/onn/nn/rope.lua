@@ -154,15 +154,18 @@ function rope.new(parameters, interleaved, backwards)
   end
   function held:upto(length)
     local kind, regime = parameters.kind, self:regime_of(length)
-    if length <= self.capacity and regime == self.regime then return self.table end
+    local dry = tensors.is_dry() -- its tables are its own
+    if length <= self.capacity and regime == self.regime and not dry then return self.table end
     local capacity = 256
     while capacity < length do capacity = capacity * 2 end
     if kind == "longrope" and length <= parameters.original then capacity = math.min(capacity, parameters.original) end
     local inv, scale = scalings[kind](parameters, length)
     if backwards then for i = 1, #inv do inv[i] = -inv[i] end end
     local inv_freq = tensors.from_table(inv, "f32")
-    local cos, sin = tensors.keep(core.rope_table(inv_freq, capacity, scale))
+    local cos, sin = core.rope_table(inv_freq, capacity, scale)
     inv_freq:free()
+    if dry then return { cos = cos, sin = sin, interleaved = interleaved or false } end
+    tensors.keep(cos, sin)
     self.table, self.capacity, self.regime = { cos = cos, sin = sin, interleaved = interleaved or false }, capacity, regime
     return self.table
   end

@@ -2,8 +2,11 @@
 -- head_size, value_size, shared_kv: values are the keys' product}); value_norm; value_scale; qkv (nil: three weights; "rows": one, [Q; K; V];
 -- "heads": [heads, 3, size]; "groups": [kv heads, heads of a group + 2, size]; "four_parts"); bias {q, k, v, o}; qk_norm ("head",
 -- "distinct" for each head, "each" the same as tensors of their own, "full" over all heads) before the rotation or, with norm_after_rope,
--- after it (where there is one); query_scaled (layers whose queries grow with their position; nil: all, if any); scales; attention_cap; clip_qkv; windows; chunks; rotated; slopes (ALiBi); sinks (true, or a list of layers); o_biased (layers whose output has a bias under a name of its own); output_gate (an operation: the result is
--- multiplied by it of a product of x, for each element or, with gate_per_head, head; gate_head_bias: a bias of each head on it).
+-- after it (where there is one); query_scaled (layers whose queries grow with their position; nil: all, if any); scales; attention_cap;
+-- clip_qkv; windows; chunks; rotated; slopes (ALiBi); sinks (true, or a list of layers); o_biased (layers whose output has a bias under a
+-- name of its own); output_gate (an operation: the result is multiplied by it of a product of x, for each element or, with gate_per_head,
+-- head; gate_head_bias: a bias of each head on it); gate_in_q (q's product holds each head's query and what its result is multiplied by
+-- the sigmoid of).
 local linear = require "onn.nn.linear"
 local norm = require "onn.arch.parts.norm"
 local ops = require "onn.ops"
@@ -31,7 +34,7 @@ function attention.tensors(c, layer, add)
   if c.qkv then
     add.linear("qkv", n.qkv, q + 2 * kv, c.width, bias.q)
   else
-    add.linear("q", n.q, q, c.width, bias.q)
+    add.linear("q", n.q, c.gate_in_q and 2 * q or q, c.width, bias.q)
     add.linear("k", n.k, kv, c.width, bias.k)
     if not s.shared_kv then add.linear("v", n.v, s.kv_heads * s.value_size, c.width, bias.v) end
   end
@@ -86,9 +89,13 @@ end
 local function project(c, s, w, x, ctx)
   if w.qkv then return split[c.qkv](s, linear(w.qkv, x, ctx, "f32")) end
   local q, k = linear(w.q, x, ctx, "f32"), linear(w.k, x, ctx, "f32")
-  local changed = c.clip_qkv or c.value_norm or c.value_scale
+  local changed, gate = c.clip_qkv or c.value_norm or c.value_scale, nil
   local v = s.shared_kv and k or linear(w.v, x, ctx, changed and "f32" or nil)
-  return by_heads(q, s.heads, s.head_size), by_heads(k, s.kv_heads, s.head_size), by_heads(v, s.kv_heads, s.value_size)
+  if c.gate_in_q then
+    q, gate = ops.split(by_heads(q, s.heads, 2 * s.head_size), { s.head_size, s.head_size })
+    q, gate = ops.contiguous(q), ops.sigmoid(ops.contiguous(gate))
+  end
+  return by_heads(q, s.heads, s.head_size), by_heads(k, s.kv_heads, s.head_size), by_heads(v, s.kv_heads, s.value_size), gate
 end
 
 local function head_norm(c, stage, role, x)
@@ -136,7 +143,7 @@ end
 -- part of bf16's error.
 function attention.forward(c, stage, x, carry, ctx)
   local w, tokens, s = stage.weights, x:size(1), shape_of(c, stage.index)
-  local q, k, v = project(c, s, w, x, ctx)
+  local q, k, v, gate = project(c, s, w, x, ctx)
   if c.clip_qkv then q, k, v = clip(q, c.clip_qkv), clip(k, c.clip_qkv), clip(v, c.clip_qkv) end
   if c.value_norm then v = norm.apply(c, stage, "v_norm", v) end
   if c.value_scale then v = ops.affine(v, c.value_scale, 0) end
@@ -155,9 +162,11 @@ function attention.forward(c, stage, x, carry, ctx)
     sinks = w.sinks, bias = carry.slopes, zero = carry.slopes_zero, chunk = c.chunks and c.chunks[stage.index] or nil }
   local y = ctx.cache and ctx.cache:attend(stage.index, q, k, v, mask) or ops.attention(q, k, v, mask)
   if w.output_gate then
-    local gate = ops.view(linear(w.output_gate, x, ctx, "f32"), { tokens, s.heads, c.gate_per_head and 1 or s.value_size })
+    gate = ops.view(linear(w.output_gate, x, ctx, "f32"), { tokens, s.heads, c.gate_per_head and 1 or s.value_size })
     if w.head_gate_bias then gate = ops.add(gate, ops.view(w.head_gate_bias, { 1, s.heads, 1 })) end
     gate = ops[c.output_gate](gate)
+  end
+  if gate then
     y = ops.mul(ctx.dtype == "f32" and y or ops.to(y, "f32"), gate)
     if ctx.dtype ~= "f32" then y = ops.to(y, ctx.dtype) end
   end

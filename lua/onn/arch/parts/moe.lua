@@ -47,6 +47,7 @@ local function within_groups(m, scores)
   local grouped = ops.view(scores, { tokens * m.groups, size })
   local best = ops.topk(grouped, m.group_score or 1)
   local _, kept = ops.topk(ops.view(ops.sum(best), { tokens, m.groups }), m.per_token_groups)
+  if tensors.is_dry() then return ops.add(scores, tensors.new("f32", { tokens, m.experts })) end
   local rows, mask = kept:totable(), {}
   for t = 1, tokens do
     local inside = {}
@@ -80,6 +81,16 @@ local function among_rivals(m, logits)
   return ops.cat(values[1], values[2], 2), chosen
 end
 
+-- What costs most: tokens evenly spread over all experts.
+local function spread(m, tokens)
+  local rows = {}
+  for t = 1, tokens do
+    rows[t] = {}
+    for j = 1, m.per_token do rows[t][j] = ((t - 1) * m.per_token + j - 1) % m.experts end
+  end
+  return rows
+end
+
 -- Which experts each token goes to, and with which weight: f32 (tokens, per_token) and rows of numbers from 0.
 function moe.route(c, w, x)
   local m = c.moe
@@ -98,7 +109,7 @@ function moe.route(c, w, x)
     values = ops.div(values, m.normalize_eps and ops.affine(total, 1, m.normalize_eps) or total)
   end
   if (m.scale or 1) ~= 1 then values = ops.affine(values, m.scale, 0) end
-  return values, indices:totable()
+  return values, tensors.is_dry() and spread(m, x:size(1)) or indices:totable()
 end
 
 -- Rows of each expert's tokens, in the tokens' order: {tokens, places (in the list of all choices), starts (borders of sequences)}.

@@ -1,6 +1,5 @@
 -- A block's norms: RMS or mean and variance, with a bias or without, with weights that count from 1 where the family says so.
 local ops = require "onn.ops"
-local tensors = require "onn.core.tensor"
 
 local norm = {}
 
@@ -16,7 +15,6 @@ function norm.apply(c, stage, role, x, dtype, eps)
   local w, b = stage.weights[role], stage.weights[role .. "_bias"]
   if c.norm_from_one and w then w = ops.affine(w, 1, 1) end
   if c.norm == "layer" then return ops.layer_norm(x, w, b, eps or c.eps, dtype) end
-  w = w or tensors.new("f32", { x:size(#x:shape()) }):fill(1)
   return ops.rms_norm(x, w, eps or c.eps, dtype)
 end
 
