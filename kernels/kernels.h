@@ -104,11 +104,18 @@ enum { HEAD_MOST = 512 };
 /* Convolution and pooling geometry, (h, w) pairs; padding is (top, left, bottom, right). */
 typedef struct Conv {
     int64_t stride[2], padding[4], dilation[2], groups;
+    int by_image; /* gradients of w are summed image by image: the same bits however a batch is cut */
 } Conv;
 typedef struct Pool {
     int64_t kernel[2], stride[2], padding[4];
     int average, count_padding;
 } Pool;
+
+/* batch: the statistics are the batch's own, else the running ones; update (with batch): the running ones move towards them. */
+typedef struct BatchNorm {
+    float eps, momentum;
+    int batch, update;
+} BatchNorm;
 
 /* A selective scan's time steps: softplus(dt + bias), clamped to [low, high]. */
 typedef struct Steps {

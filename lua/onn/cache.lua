@@ -13,7 +13,7 @@ function Cache.new(model, slots, capacity)
   local self = setmetatable({ model = model, slots = slots, capacity = 0, lengths = {}, blocks = {}, shapes = {}, state = {} }, Cache)
   for _, stage in ipairs(model.stages) do
     if stage.mixer and stage.mixer.cache then
-      local heads, k, v = stage.mixer.cache(model.sizes)
+      local heads, k, v = stage.mixer.cache(model.sizes, stage.index)
       self.shapes[stage.index] = { heads = heads, k = k, v = v }
     end
     if stage.mixer and stage.mixer.state then

@@ -5,7 +5,9 @@ local core = require "onn.core.tensor"
 local files = require "onn.files"
 local missing = require "onn.missing"
 local numbers = require "onn.core.ops"
+local query_scales = require "onn.nn.query_scales"
 local rope = require "onn.nn.rope"
+local sinusoids = require "onn.nn.sinusoids"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
 local trace = require "onn.trace"
@@ -33,6 +35,8 @@ local function follow(self, described, dtype)
   self.angles = c.rope and rope.new(c.rope, c.interleaved, c.rope_backwards)
   self.local_angles = c.rope_of_windows and rope.new(c.rope_of_windows, c.interleaved)
   self.slopes = c.alibi and alibi.new(c.heads, c.slope_scale)
+  self.sinusoids = c.sinusoids and sinusoids.new(c.sinusoids, c.width)
+  self.query_scales = c.query_scale and query_scales.new(c.query_scale)
   return self
 end
 
@@ -94,7 +98,11 @@ function Model.open(path, opt)
     return self
   end
   self.missing, self.seed = arch.check(described, store, opt.classes ~= nil), opt.seed or 0
-  return follow(self, described, choose_dtype(opt.dtype, store))
+  local only = described.net.dtype
+  if only and opt.dtype and opt.dtype ~= "auto" and opt.dtype ~= only then
+    table.insert(self.missing, ("%s is computed in %s alone, not in %s"):format(described.family.name, only, opt.dtype))
+  end
+  return follow(self, described, only or choose_dtype(opt.dtype, store))
 end
 
 -- Reads a tensor of a stage in `dtype` (nil: as it is stored), or makes it: matrices normal with deviation t.fresh, biases 0.
@@ -109,7 +117,7 @@ end
 function Model:load_stage(stage)
   local weights = {}
   for _, t in ipairs(stage.tensors) do
-    local dtype = t.vector and "f32" or (self.dtype == "bf16" and "bf16" or nil)
+    local dtype = t.dtype or t.vector and "f32" or (self.dtype == "bf16" and "bf16" or nil)
     local w, message, code = self:read(t, dtype)
     if not w then return nil, message, code end
     weights[t.role] = core.keep(t.transposed and transposed(w) or w)
@@ -154,6 +162,12 @@ end
 -- One line that says what is missing to run this model.
 function Model:why_not() return ("%s cannot be run: %s"):format(self.path, missing(self.missing)) end
 
+-- One line where the model's batches hold something other than `kind` ("tokens" or "images"), else nil.
+function Model:unfit(kind)
+  local data = self.net.data or "tokens"
+  return data ~= kind and ("%s takes %s, not %s"):format(self.path, data, kind) or nil
+end
+
 function Model:parameters()
   local total = 0
   for _, name in ipairs(self.store:names()) do
@@ -174,13 +188,18 @@ function Model:visit(i, f)
 end
 
 -- Runs the last stage for all items, each by way of around(item, step): three steps where its weight comes in row tiles, else one.
--- A step is a function of a carry that gives the next carry; parts of the weight are used outside of `around`.
-function Model:run_head(items, around)
+-- A step is a function of a carry that gives the next carry; parts of the weight are used outside of `around`. Then done(item) hears of each,
+-- in order, while the weights of a stage that is no "head" are there still.
+function Model:run_head(items, around, done)
+  local function finished()
+    for _, item in ipairs(done and items or {}) do done(item) end
+  end
   local i, sizes = #self.stages, self.sizes
   local stage, steps = self.stages[i], self.net.head
   if not self.ring or stage.kind ~= "head" then
     return self:visit(i, function()
       for _, item in ipairs(items) do around(item, function(carry) return self.run(sizes, stage, carry, item.ctx) end) end
+      finished()
     end)
   end
   for _, item in ipairs(items) do around(item, function(carry) return steps.begin(sizes, stage, carry, item.ctx) end) end
@@ -188,6 +207,7 @@ function Model:run_head(items, around)
     for _, item in ipairs(items) do steps.part(sizes, item.carry, item.ctx, weight, first) end
   end)
   for _, item in ipairs(items) do around(item, function(carry) return steps.finish(sizes, carry, item.ctx) end) end
+  finished()
 end
 
 -- Runs every stage without gradients for all items {carry, ctx}, stage by stage; each item's carry becomes the last one.
@@ -272,7 +292,7 @@ end
 
 function Model:close()
   self:unload()
-  for _, table in pairs { self.angles or false, self.local_angles or false, self.slopes or false } do if table then table:free() end end
+  for _, name in ipairs { "angles", "local_angles", "slopes", "query_scales", "sinusoids" } do if self[name] then self[name]:free() end end
   self.store:close()
 end
 

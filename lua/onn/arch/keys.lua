@@ -117,7 +117,7 @@ local function unread_rotary(config, wrong, family)
     for key in pairs(given) do if type(key) == "string" then names[#names + 1] = key end end
     table.sort(names)
     for _, key in ipairs(names) do
-      if not rotary[key] and not is_neutral(key, given[key], family) then
+      if not (rotary[key] or family.rotary and family.rotary[key]) and not is_neutral(key, given[key], family) then
         wrong[#wrong + 1] = ("config.json: '%s.%s' = %s is not known; it may change the arithmetic"):format(path, plain(key),
           values.shown(given[key]))
       end
