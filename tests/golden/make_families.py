@@ -177,6 +177,7 @@ VARIANTS = {
         key_multiplier=0.6, attention_out_multiplier=1.4, attention_in_multiplier=0.8, ssm_multipliers=[0.9, 1.1, 0.8, 1.2, 0.7],
         ssm_in_multiplier=1.3, ssm_out_multiplier=0.6)),
     "falcon_h1_norm_after": ("falcon_h1", dict(mamba_rms_norm=True, mamba_norm_before_gate=False, mamba_proj_bias=True)),
+    "kimi_linear_q": ("kimi_linear", dict(q_lora_rank=24)),
     "jamba_dense": ("jamba", dict(num_experts=1, num_experts_per_tok=1)),
 }
 FIXED = {"gpt_neo": dict(attention_types=[[["global", "local"], 1]]), "mpt": dict(), "bloom": dict(),
@@ -188,6 +189,8 @@ FIXED = {"gpt_neo": dict(attention_types=[[["global", "local"], 1]]), "mpt": dic
          "mimo_v2_flash": dict(head_dim=24),
          "gemma3n_text": dict(num_kv_shared_layers=0, intermediate_size=64),
          **{name: dict(layer_types=["linear_attention", "full_attention"]) for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")},
+         "kimi_linear": dict(num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"], linear_head_dim=8,
+                             linear_num_heads=3, num_key_value_heads=4, mlp_layer_types=["dense", "sparse", "sparse"], q_lora_rank=None),
          "lara_mini": dict(num_hidden_layers=3, layer_types=["linear_attention", "sliding_attention", "full_attention"]),
          "lfm2": dict(layer_types=["conv", "full_attention"]),
          "lfm2_moe": dict(num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], num_dense_layers=1, num_experts_per_tok=2),

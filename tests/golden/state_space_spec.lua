@@ -1,4 +1,4 @@
--- State-space models against reference outputs (tests/golden/make_state_space.py): logits, gradients of adapters, greedy ids.
+-- Models whose mixers carry states against reference outputs (tests/golden/make_state_space.py): logits, gradients of adapters, greedy ids.
 local batch = require "onn.batch"
 local core = require "onn.core.ops"
 local full = require "onn.nn.full"
@@ -19,7 +19,7 @@ local function largest(t) return core.reduce(core.unary(t:to("f32"):contiguous()
 local function distance(a, b) return largest(core.binary(a:to "f32", b:to("f32"):view(a:shape()), "sub")) end
 
 describe("golden state space", function()
-  for _, family in ipairs { "mamba", "falcon_mamba", "mamba2" } do
+  for _, family in ipairs { "mamba", "falcon_mamba", "mamba2", "lfm2", "falcon_h1", "jamba", "qwen3_5_text" } do
     describe(family, function()
       local path = program.home .. "/tests/golden/state_space/" .. family
       local golden, folder, ids
