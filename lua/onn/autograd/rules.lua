@@ -291,6 +291,17 @@ rules.cross_entropy = {
   end,
 }
 
+-- logits, labels (i32), scale -> nll (rows), 0 where the label is -100. As in head_loss, the gradient, scale * d(nll), is made on the way
+-- forward; dy is not read.
+rules.class_loss = {
+  forward = function(s, i, labels, scale)
+    local nll, dx = core.cross_entropy(i[1], labels, scale, s.keep)
+    s.dx = dx
+    return nll
+  end,
+  backward = function(s) return s.dx end,
+}
+
 -- x, w, bias
 rules.conv = {
   forward = function(s, i, options) keep(s, i[1], i[2]); s.options = options or {}; return core.conv(i[1], i[2], i[3], s.options) end,
