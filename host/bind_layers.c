@@ -453,6 +453,7 @@ static int l_adamw(lua_State *L) {
 }
 
 int bind_images(lua_State *L);
+int bind_recurrent(lua_State *L);
 
 int bind_layers(lua_State *L) {
     static const luaL_Reg functions[] = {
@@ -465,5 +466,6 @@ int bind_layers(lua_State *L) {
     luaL_register(L, NULL, functions);
     lua_pushinteger(L, HEAD_CUT);
     lua_setfield(L, -2, "head_cut");
+    bind_recurrent(L);
     return bind_images(L);
 }

@@ -302,6 +302,48 @@ rules.class_loss = {
   backward = function(s) return s.dx end,
 }
 
+-- Rows of x by number (i32, from 0); one that is taken twice gets both gradients.
+rules.rows = {
+  forward = function(s, i, numbers) s.numbers, s.shape, s.dtype = numbers, i[1]:shape(), i[1]:dtype(); return core.embedding(i[1], numbers) end,
+  backward = function(s, dy)
+    local dx = tensors.zeros("f32", s.shape)
+    core.embedding_backward(dx, dy, s.numbers)
+    return s.dtype == "f32" and dx or dx:to(s.dtype)
+  end,
+}
+
+-- x, w, bias, projection (LSTM), and an adapter's a and b on w, of one direction of a recurrent layer: {cell, reverse, scale (the
+-- adapter's)}; starts; state: {first, first_cell} or nil. Gives y, and the state after each sequence, last and last_cell, through which
+-- no gradient goes.
+rules.recurrent = {
+  forward = function(s, i, layer, starts, state)
+    local w, a, b = i[2], i[5], i[6]
+    if a then -- W + scale B A once: the steps are many
+      local change = core.affine(core.matmul(b, a), layer.scale, 0)
+      w = core.binary(w:to "f32", change, "add", change)
+    end
+    local first, first_cell = state and state.first, state and state.first_cell
+    local y, last, last_cell, kept, cells = core.recurrent(i[1], w, i[3], i[4], starts, first, first_cell, layer.cell, layer.reverse, s.keep)
+    if s.keep then
+      s.layer, s.w, s.bias, s.projection, s.a, s.b, s.starts, s.first, s.first_cell = layer, w, i[3], i[4], a, b, starts, first, first_cell
+      s.y, s.kept, s.cells = y, kept, cells
+    end
+    return y, last, last_cell
+  end,
+  backward = function(s, dy, c)
+    local layer, weights = s.layer, (c.leaf(2) or c.leaf(3) or c.leaf(4) or s.a) ~= nil
+    local dx, dstate, previous, projected, dout = core.recurrent_backward(dy, s.w, s.bias, s.projection, s.starts, s.first, s.first_cell,
+      layer.cell, layer.reverse, s.y, s.kept, s.cells, weights)
+    if c.leaf(2) or c.leaf(3) then core.linear_backward_weight(c.leaf(2), c.leaf(3), dstate, previous, c.starts) end
+    if c.leaf(4) then core.linear_backward_weight(c.leaf(4), nil, dout, projected, c.starts) end
+    if s.a then
+      local _, dh = core.linear_backward(dstate, s.w, s.a, s.b, layer.scale, nil, false, true)
+      core.lora_backward(c.leaf(5), c.leaf(6), dh, dstate, (core.linear(previous, s.a)), previous, s.b, layer.scale, c.starts)
+    end
+    return dx
+  end,
+}
+
 -- x, w, bias
 rules.conv = {
   forward = function(s, i, options) keep(s, i[1], i[2]); s.options = options or {}; return core.conv(i[1], i[2], i[3], s.options) end,
