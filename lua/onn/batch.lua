@@ -6,16 +6,18 @@ local tensors = require "onn.core.tensor"
 local batch = {}
 
 -- From input_ids (rows, length), each row one sequence, and labels of the same shape (default: the ids themselves), which are
--- shifted here: token t is trained to give label t + 1. -100 is not counted. first_row numbers the rows for dropout.
-function batch.from_ids(input_ids, labels, first_row)
+-- shifted here: token t is trained to give label t + 1. -100 is not counted. first_row numbers the rows for dropout. own: labels are
+-- their own tokens' and stay where they are; without any there are none.
+function batch.from_ids(input_ids, labels, first_row, own)
   local rows, length = input_ids:size(1), input_ids:size(2)
   local positions, starts, numbers, shifted = {}, { 0 }, {}, {}
-  local from = (labels or input_ids):to("i64"):totable()
+  local from = (own and not labels) and {} or (labels or input_ids):to("i64"):totable()
   local supervised = 0
   for r = 1, rows do
     starts[r + 1] = r * length
     for t = 1, length do
-      local label = t < length and from[r][t + 1] or -100
+      local label = -100
+      if own then label = labels and from[r][t] or -100 elseif t < length then label = from[r][t + 1] end
       if label ~= -100 then supervised = supervised + 1 end
       positions[#positions + 1], shifted[#shifted + 1] = t - 1, label
       numbers[#numbers + 1] = ((first_row or 0) + r - 1) * length + t - 1

@@ -2,6 +2,7 @@
 local arch = require "onn.arch"
 local core = require "onn.core.tensor"
 local files = require "onn.files"
+local numbers = require "onn.core.ops"
 local rope = require "onn.nn.rope"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
@@ -22,7 +23,19 @@ local function choose_dtype(wanted, store)
   return native and (bytes.BF16 or 0) + (bytes.F16 or 0) > (bytes.F32 or 0) and "bf16" or "f32"
 end
 
--- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json).
+-- A config as it is for a classifier of these labels; what it calls its own, in the same order, stays.
+local function with_classes(config, labels)
+  local changed, names, ids = {}, {}, {}
+  for k, v in pairs(config) do changed[k] = v end
+  for i, label in ipairs(labels) do names[tostring(i - 1)], ids[label] = label, i - 1 end
+  local family = arch.families()[config.model_type]
+  changed.architectures = { (family and family.class or "") .. "ForSequenceClassification" }
+  changed.id2label, changed.label2id, changed.num_labels = names, ids, nil
+  return changed
+end
+
+-- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json), classes (a
+-- list of labels: a classifier of sequences of these, made anew where the checkpoint has none), seed (of what is made anew).
 -- Returns the model (weights not loaded), or nil, message, code. `model.missing` lists what stands in the way of running it.
 function Model.open(path, opt)
   opt = opt or {}
@@ -42,13 +55,14 @@ function Model.open(path, opt)
       return self
     end
   end
+  if opt.classes then config = with_classes(config, opt.classes) end
   self.config = type(config) == "table" and arch.clean(config) or {}
-  local described, wrong = arch.describe(config)
+  local described, wrong = arch.describe(config, store)
   if not described then
     self.missing = wrong
     return self
   end
-  self.missing = arch.check(described, store)
+  self.missing, self.seed = arch.check(described, store, opt.classes ~= nil), opt.seed or 0
   self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
   self.net, self.run = described.net, described.net.forward
   self.dtype = choose_dtype(opt.dtype, store)
@@ -56,12 +70,20 @@ function Model.open(path, opt)
   return self
 end
 
+-- Reads a tensor of a stage in `dtype` (nil: as it is stored), or makes it: matrices normal with deviation t.fresh, biases 0.
+function Model:read(t, dtype)
+  if not t.made then return self.store:read(t.name, dtype) end
+  local value = core.zeros(dtype or "f32", t.shape)
+  if #t.shape > 1 then numbers.normal(value, self.seed, t.name, 0, t.fresh) end
+  return value
+end
+
 -- Brings one stage's weights to the device. Vectors are f32; matrices stay as stored in f32 arithmetic and are bf16 in bf16's.
 function Model:load_stage(stage)
   local weights = {}
   for _, t in ipairs(stage.tensors) do
     local dtype = t.vector and "f32" or (self.dtype == "bf16" and "bf16" or nil)
-    local w, message, code = self.store:read(t.name, dtype)
+    local w, message, code = self:read(t, dtype)
     if not w then return nil, message, code end
     weights[t.role] = core.keep(w)
   end

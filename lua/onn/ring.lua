@@ -77,7 +77,7 @@ function Ring.layout(model, chunk, tile)
   local layout = { units = {}, of = {}, tiles = {}, bytes = {}, products = {} }
   local largest, members = tile or 0, chunk
   for i, stage in ipairs(model.stages) do
-    local whole = stage.kind ~= "embedding" and stage.kind ~= "head"
+    local whole = stage.kind ~= "embedding" and stage.kind ~= "head" and #matrices(stage) > 0
     if whole and tile then
       layout.products[i] = add_products(layout, model, stage, tile)
     elseif whole then
@@ -138,7 +138,7 @@ local function bind(self)
     stage.weights = weights
     for _, t in ipairs(stage.tensors) do
       if t.vector then
-        local value, message, code = model.store:read(t.name, "f32")
+        local value, message, code = model:read(t, "f32")
         if not value then return nil, message, code end
         weights[t.role] = tensors.keep(value)
       end

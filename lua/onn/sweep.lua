@@ -138,7 +138,7 @@ end
 -- The gradient of one micro-batch through stage i's tape, walked and freed.
 local function walk(self, i, item, t, out, dy)
   local before = item.ins[i]
-  local dx = scope(function() return t:backward({ [out] = dy }, item.batch.starts)[before or false] end)
+  local dx = scope(function() return t:backward({ [out] = dy }, item.base.starts)[before or false] end)
   t:release()
   if before then
     item.ins[i] = nil
@@ -163,7 +163,8 @@ function Run:head(items, total)
   end)
   for _, item in ipairs(items) do
     total = core.running_sum(item.carry.nll, total)
-    item.carry.last_hidden:free()
+    local input = item.carry.last_hidden
+    if input and input ~= item.carry.hidden then input:free() end
     if back then
       walk(self, last, item, item.tapes[last], item.carry.nll, item.carry.nll) -- the head's rule made its gradient on the way forward
     else

@@ -1,11 +1,14 @@
 -- Architectures: which family a config names, which stages it has, and whether a store holds exactly their tensors.
 -- A family is one file in arch/families; it may build on another (base). Its `net` names the module onn.arch.NET that runs it
 -- (default: decoder). A net has
---   describe(config, family) -> sizes and switches, or nil and a list of what is wrong
---   stages(sizes)            -> {name, kind, index, layers = {{role, name, out, into}}, tensors = {{name, shape, role, vector}}, shares}
+--   describe(config, family, has) -> sizes and switches, or nil and a list of what is wrong
+--   stages(sizes, has)       -> {name, kind, index, layers = {{role, name, out, into}}, tensors = {{name, shape, role, vector}}, shares}
 --   start(model, batch)      -> the first carry
 --   forward(sizes, stage, carry, ctx) -> the next carry; the last stage gives carry.nll where ctx.labels are, else carry.logits
+--   ignorable(name)          -> optional: does nothing read this tensor of a checkpoint?
+--   batch(sizes, given)      -> optional: the batch of named tensors, or nil and a message (default: onn.batch.from_ids)
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
+-- has(name): is a tensor in the store? nil where there is no store. A tensor that is `fresh` may be made anew (onn.model).
 -- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.
 local json = require "onn.core.json"
 local lfs = require "lfs"
@@ -62,8 +65,9 @@ function arch.clean(config)
   return c
 end
 
--- {family, sizes, stages} of a config, or nil and a list of what is missing for running it.
-function arch.describe(config)
+-- {family, sizes, stages} of a config, or nil and a list of what is missing for running it. store: whose tensors tell what the
+-- config leaves open, or nil.
+function arch.describe(config, store)
   if type(config) ~= "table" then return nil, { "config.json: an object is expected, found " .. values.shown(config) } end
   local given = config
   config = arch.clean(config)
@@ -80,10 +84,11 @@ function arch.describe(config)
   for key, value in pairs(family.absent or {}) do
     if given[key] == nil and nested[key] == nil then config[key] = value end
   end
+  local has = store and function(name) return store:info(name) ~= nil end
   local net = require("onn.arch." .. (family.net or "decoder"))
-  local sizes, wrong = net.describe(config, family)
+  local sizes, wrong = net.describe(config, family, has)
   if not sizes then return nil, wrong end
-  return { family = family, sizes = sizes, stages = net.stages(sizes), config = config, net = net }
+  return { family = family, sizes = sizes, stages = net.stages(sizes, has), config = config, net = net }
 end
 
 local function shape_text(shape) return "(" .. table.concat(shape, ", ") .. ")" end
@@ -92,16 +97,20 @@ local function shape_text(shape) return "(" .. table.concat(shape, ", ") .. ")" 
 local function ignorable(name, described)
   return name:find "rotary_emb%.inv_freq$" or name:find "%.attn%.bias$"
     or (described.sizes.tied and name == described.sizes.names.head .. ".weight")
+    or described.net.ignorable and described.net.ignorable(name)
 end
 
--- Compares the stages' tensors with the store's: a list of every missing, mis-shaped and unexpected one; empty if all is well.
-function arch.check(described, store)
+-- Compares the stages' tensors with the store's: a list of every missing, mis-shaped and unexpected one; empty if all is well. fresh:
+-- tensors that may be made anew may be missing.
+function arch.check(described, store, fresh)
   local wrong, expected = {}, {}
   for _, stage in ipairs(described.stages) do
     for _, t in ipairs(stage.tensors) do
       expected[t.name] = true
       local entry = store:info(t.name)
-      if not entry then
+      if not entry and fresh and t.fresh then
+        t.made = true
+      elseif not entry then
         wrong[#wrong + 1] = ("tensor '%s' %s is missing"):format(t.name, shape_text(t.shape))
       else
         local same = #entry.shape == #t.shape

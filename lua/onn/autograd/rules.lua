@@ -173,6 +173,16 @@ rules.embedding = {
   backward = function(s, dy, c) if c.leaf(1) then core.embedding_backward(c.leaf(1), dy, s.ids) end end,
 }
 
+-- x (rows, width), ids i32 -> those rows of x
+rules.gather = {
+  forward = function(s, i, ids) s.ids, s.shape, s.dtype = ids, i[1]:shape(), i[1]:dtype(); return core.embedding(i[1], ids, s.dtype) end,
+  backward = function(s, dy)
+    local dx = tensors.zeros("f32", s.shape)
+    core.embedding_backward(dx, dy, s.ids)
+    return s.dtype == "f32" and dx or dx:to(s.dtype)
+  end,
+}
+
 -- Borders of sequences among the rows of x: (tokens, heads, size) has `heads` rows to a token.
 local function row_starts(x, starts)
   local shape = x:shape()

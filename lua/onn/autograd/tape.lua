@@ -39,6 +39,17 @@ function Tape:run(f, ...)
   return a, b, c
 end
 
+-- Runs f(): what it records sums over rows in the tiles of these `starts` and not of backward()'s, where its rows are not the tokens.
+local function within(starts, f)
+  if not current then return f() end
+  local tape, outer = current, current.starts
+  tape.starts = starts
+  local ok, result = xpcall(f, traced)
+  tape.starts = outer
+  if not ok then error(result, 0) end
+  return result
+end
+
 -- Runs f without recording: its results are constants.
 local function constant(f, ...)
   local outer = current
@@ -62,7 +73,7 @@ local function apply(rule, inputs, ...)
   local saved = { keep = wanted }
   local outputs = { rule.forward(saved, inputs, ...) }
   if wanted then
-    local node = { rule = rule, inputs = inputs, outputs = outputs, saved = saved }
+    local node = { rule = rule, inputs = inputs, outputs = outputs, saved = saved, starts = tape.starts }
     tape.nodes[#tape.nodes + 1] = node
     for _, y in ipairs(outputs) do tape.tracked[y] = true end
   end
@@ -102,7 +113,7 @@ function Tape:backward(seeds, starts)
     end
     if any then
       local inputs = node.inputs
-      local context = { starts = starts, dy = dy,
+      local context = { starts = node.starts or starts, dy = dy,
         wants = function(k) local t = inputs[k]; return t ~= nil and (self.tracked[t] or leaves[t] ~= nil) end,
         leaf = function(k) return inputs[k] and leaves[inputs[k]] end,
         old = function(k) local t = inputs[k]; return not leaves[t] and owned[t] and grads[t] or nil end }
@@ -147,5 +158,5 @@ end
 -- Does a tape record now, and would a gradient reach `t`?
 local function tracked(t) return current ~= nil and (current.tracked[t] or leaves[t] ~= nil) or false end
 
-return { tracked = tracked, new = Tape.new, apply = apply, constant = constant, leaf = leaf, forget = forget, gradient = gradient,
+return { tracked = tracked, new = Tape.new, apply = apply, within = within, constant = constant, leaf = leaf, forget = forget, gradient = gradient,
   recording = function() return current end }
