@@ -65,7 +65,7 @@ function Model.open(path, opt)
   self.missing, self.seed = arch.check(described, store, opt.classes ~= nil), opt.seed or 0
   self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
   self.net, self.run = described.net, described.net.forward
-  self.dtype = choose_dtype(opt.dtype, store)
+  self.dtype = self.net.dtype or choose_dtype(opt.dtype, store)
   self.angles = self.sizes.rope and rope.new(self.sizes.rope)
   return self
 end

@@ -7,6 +7,10 @@
 --   forward(sizes, stage, carry, ctx) -> the next carry; the last stage gives carry.nll where ctx.labels are, else carry.logits
 --   ignorable(name)          -> optional: does nothing read this tensor of a checkpoint?
 --   batch(sizes, given)      -> optional: the batch of named tensors, or nil and a message (default: onn.batch.from_ids)
+--   dtype                    -> optional: the arithmetic's only one
+--   initial(sizes, tensor)   -> optional: what a new one begins with: "normal", deviation or "uniform", bound (see onn.fresh)
+--   cache(model, slots)      -> optional: what generation keeps between tokens (default: onn.cache's keys and values)
+--   memory(model, sequences) -> optional: what training on a stream carries from one update to the next (onn.recurrent_state)
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
 -- has(name): is a tensor in the store? nil where there is no store. A tensor that is `fresh` may be made anew (onn.model).
 -- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.

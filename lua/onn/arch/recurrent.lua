@@ -2,13 +2,15 @@
 -- where the config has num_labels, over each sequence's last state. All arithmetic is f32.
 -- The carry holds hidden f32 (tokens, width) and starts i32 (sequences + 1). State goes from one part of a text to the next through
 -- ctx.cache (generation) or ctx.memory (training on a stream), both onn.recurrent_state.
+local batches = require "onn.batch"
 local linear = require "onn.nn.linear"
 local ops = require "onn.ops"
 local State = require "onn.recurrent_state"
+local tape = require "onn.autograd.tape"
 local tensors = require "onn.core.tensor"
 local values = require "onn.arch.config"
 
-local recurrent = { dtype = "f32", cache = State.cache }
+local recurrent = { dtype = "f32", cache = State.cache, memory = State.memory }
 
 local SIZE, COUNT = values.integer(1, 2 ^ 31 - 1), values.integer(1, 10000)
 local LONGEST = 2 ^ 31 - 1 -- tokens of a sequence; there are no positions that end
@@ -54,7 +56,7 @@ function recurrent.describe(config, family)
   if #wrong > 0 then return nil, wrong end
   c.out = c.projection > 0 and c.projection or c.hidden
   c.directions = c.bidirectional and 2 or 1
-  c.width, c.positions = c.out * c.directions, config.max_position_embeddings or LONGEST
+  c.width, c.positions, c.outputs = c.out * c.directions, config.max_position_embeddings or LONGEST, c.classes or c.vocabulary
   return c
 end
 
@@ -90,10 +92,9 @@ function recurrent.stages(c)
   stages[1] = { name = n.embed, kind = "embedding", layers = {},
     tensors = { { name = n.embed .. ".weight", role = "embed", shape = { c.vocabulary, c.embedding } } } }
   for index = 0, c.layers - 1 do stages[#stages + 1] = layer_stage(c, index) end
-  local outputs = c.classes or c.vocabulary
   stages[#stages + 1] = { name = n.head, kind = "output", layers = {}, tensors = {
-    { name = n.head .. ".weight", role = "head", shape = { outputs, c.width } },
-    { name = n.head .. ".bias", role = "head_bias", shape = { outputs }, vector = true },
+    { name = n.head .. ".weight", role = "head", shape = { c.outputs, c.width } },
+    { name = n.head .. ".bias", role = "head_bias", shape = { c.outputs }, vector = true },
   } }
   return stages
 end
@@ -127,12 +128,6 @@ function forward.embedding(_, stage, carry)
   end
 end
 
--- Sequences from their ends, side by side with those from their starts: columns of one tensor.
-local function beside(a, b)
-  local n, width = a:size(1), a:size(2)
-  return ops.beside(a, b), n, width
-end
-
 local function direction(c, stage, x, carry, ctx, suffix)
   local w, d = stage.weights, suffix == "" and 1 or 2
   local layer = w["hh" .. suffix]
@@ -154,29 +149,66 @@ function forward.block(c, stage, carry, ctx)
     x = ops.dropout(x, c.dropout, { seed = ctx.seed, site = site, counter = 0 }, ctx.rows)
   end
   local y = direction(c, stage, x, carry, ctx, "")
-  carry.hidden = c.bidirectional and beside(y, direction(c, stage, x, carry, ctx, "_reverse")) or y
+  carry.hidden = c.bidirectional and ops.beside(y, direction(c, stage, x, carry, ctx, "_reverse")) or y
 end
 
 -- Each sequence's final state: forward it is at its last token, in reverse at its first.
-local function final(c, carry)
-  local starts, lasts, firsts = carry.starts:totable(), {}, {}
-  for s = 1, #starts - 1 do lasts[s], firsts[s] = starts[s + 1] - 1, starts[s] end
-  local x = carry.hidden
-  if not c.bidirectional then return ops.rows(x, tensors.from_table(lasts, "i32")) end
-  local ahead, back = ops.split(x, { c.out, c.out })
-  return beside(ops.rows(ops.contiguous(ahead), tensors.from_table(lasts, "i32")), ops.rows(ops.contiguous(back), tensors.from_table(firsts, "i32")))
+local function final(c, hidden, starts)
+  local at = starts:totable()
+  for i, start in ipairs(at) do at[i] = start - 1 end
+  local last = tensors.from_table({ unpack(at, 2) }, "i32")
+  if not c.bidirectional then return ops.gather(hidden, last) end
+  local ahead, back = ops.split(hidden, { c.out, c.out })
+  return ops.beside(ops.gather(ops.contiguous(ahead), last), ops.gather(ops.contiguous(back), starts:narrow(1, 1, #at - 1)))
 end
 
--- logits f32: (tokens, vocabulary), of ctx.only's rows if given, or (sequences, classes).
-function forward.output(c, stage, carry, ctx)
-  local x = c.classes and final(c, carry) or ctx.only and ctx.only(carry.hidden) or carry.hidden
+local function classify(stage, x, labels, carry, ctx)
   local logits = ops.linear(x, stage.weights.head, stage.weights.head_bias)
-  carry.last_hidden = x
-  if ctx.labels then
-    carry.nll = ops.class_loss(logits, ctx.labels, ctx.loss_scale)
-  else
-    carry.logits = logits
+  if labels then carry.nll = ops.class_loss(logits, labels, ctx.loss_scale) else carry.logits = logits end
+end
+
+-- With ctx.labels carry.nll, the loss of each token or sequence; else logits f32: (tokens, vocabulary), of ctx.only's rows if given, or
+-- (sequences, classes). A sequence's label is at its first token.
+function forward.output(c, stage, carry, ctx)
+  if not c.classes then
+    carry.last_hidden = ctx.only and ctx.only(carry.hidden) or carry.hidden
+    return classify(stage, carry.last_hidden, ctx.labels, carry, ctx)
   end
+  local own, count = {}, carry.starts:size(1) - 1
+  for s = 0, count do own[s + 1] = s end
+  tape.within(tensors.from_table(own, "i32"), function()
+    local labels
+    if ctx.labels then
+      labels = {}
+      local all, starts = ctx.labels:totable(), carry.starts:totable()
+      for s = 1, count do labels[s] = all[starts[s] + 1] end
+      labels = tensors.from_table(labels, "i32")
+    end
+    classify(stage, final(c, carry.hidden, carry.starts), labels, carry, ctx)
+  end)
+end
+
+-- The batch of named tensors: ids `x` or input_ids (rows, length) and labels, (rows) for a classifier, else as onn.batch has them.
+function recurrent.batch(c, given)
+  local ids, labels = given.input_ids or given.x, given.labels
+  if not ids then return nil, "there is no tensor 'input_ids' or 'x'" end
+  local shape = ids:shape()
+  if #shape ~= 2 then return nil, "input_ids should be (rows, length)" end
+  if not c.classes then return batches.from_ids(ids, labels) end
+  local b = batches.from_ids(ids, nil, nil, true)
+  local list = {}
+  for t = 1, shape[1] * shape[2] do list[t] = -100 end
+  if labels then
+    if labels:numel() ~= shape[1] then return nil, ("labels are %d numbers, expected %d"):format(labels:numel(), shape[1]) end
+    for r, label in ipairs(labels:view { shape[1] }:to("i64"):totable()) do
+      if label ~= -100 and (label < 0 or label >= c.classes) then return nil, ("label %d; the model has 0 to %d"):format(label, c.classes - 1) end
+      list[(r - 1) * shape[2] + 1] = label
+      if label ~= -100 then b.supervised = b.supervised + 1 end
+    end
+  end
+  b.labels:free()
+  b.labels = tensors.from_table(list, "i32")
+  return b
 end
 
 -- Runs one stage: carry in, carry out (a new table; the old one stays as it was).

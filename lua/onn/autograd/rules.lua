@@ -312,14 +312,17 @@ rules.class_loss = {
   backward = function(s) return s.dx end,
 }
 
--- Rows of x by number (i32, from 0); one that is taken twice gets both gradients.
-rules.rows = {
-  forward = function(s, i, numbers) s.numbers, s.shape, s.dtype = numbers, i[1]:shape(), i[1]:dtype(); return core.embedding(i[1], numbers) end,
-  backward = function(s, dy)
-    local dx = tensors.zeros("f32", s.shape)
-    core.embedding_backward(dx, dy, s.numbers)
-    return s.dtype == "f32" and dx or dx:to(s.dtype)
+-- a, b (rows, ...) -> (rows, a's width + b's)
+rules.beside = {
+  forward = function(s, i)
+    local rows, a, b = i[1]:size(1), i[1]:size(2), i[2]:size(2)
+    s.a, s.b = a, b
+    local y = tensors.new(i[1]:dtype(), { rows, a + b })
+    raw.narrow(y, 2, 1, a):copy(i[1])
+    raw.narrow(y, 2, a + 1, b):copy(i[2])
+    return y
   end,
+  backward = function(s, dy) return raw.contiguous(raw.narrow(dy, 2, 1, s.a)), raw.contiguous(raw.narrow(dy, 2, s.a + 1, s.b)) end,
 }
 
 -- x, w, bias, projection (LSTM), and an adapter's a and b on w, of one direction of a recurrent layer: {cell, reverse, scale (the
