@@ -53,16 +53,32 @@ static int l_free(lua_State *L) {
     return 0;
 }
 
-/* tok:encode(text, { special = true, bos = false }) -> ids */
+/* tok:encode(text, { special = true, bos = false, add_special_tokens = false, pair = nil }) -> ids;
+ * with add_special_tokens also the segment (token type) of each id, and `pair` may hold a second text */
 static int l_encode(lua_State *L) {
-    static const char *const names[] = {"special", "bos", NULL};
+    static const char *const names[] = {"special", "bos", "add_special_tokens", "pair", NULL};
     Tokenizer *t = check_tokenizer(L);
-    size_t n;
-    const char *text = luaL_checklstring(L, 2, &n);
-    int values[] = {1, 0};
+    size_t n, pair_length = 0;
+    const char *text = luaL_checklstring(L, 2, &n), *pair = NULL;
+    int values[] = {1, 0, 0, 0};
     check_options(L, 3, names, values);
+    if (values[3]) {
+        lua_settop(L, 3);
+        lua_getfield(L, 3, "pair"); /* stays on the stack while its bytes are read */
+        if (lua_type(L, 4) != LUA_TSTRING)
+            luaL_argerror(L, 3, "the option 'pair' is no text");
+        pair = lua_tolstring(L, 4, &pair_length);
+    }
+    if (pair && !values[2])
+        luaL_argerror(L, 3, "the option 'pair' needs add_special_tokens");
+    if (values[1] && values[2])
+        luaL_argerror(L, 3, "of the options bos and add_special_tokens one excludes the other");
     Ids *ids = push_ids(L);
-    return done(L, tokenizer_encode(t, text, n, (values[0] ? ENCODE_SPECIAL : 0) | (values[1] ? ENCODE_BOS : 0), ids), 1);
+    int flags = (values[0] ? ENCODE_SPECIAL : 0) | (values[1] ? ENCODE_BOS : 0);
+    if (!values[2])
+        return done(L, tokenizer_encode(t, text, n, flags, ids), 1);
+    Ids *types = push_ids(L);
+    return done(L, tokenizer_encode_framed(t, text, n, pair, pair_length, flags, ids, types), 2);
 }
 
 /* tok:decode(ids, { skip_special = true }) -> text */

@@ -2,11 +2,10 @@
  * is not remembered is merged. */
 #include "bpe.h"
 
-#include <stdio.h>
-
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "component.h"
 #include "json.h"
 #include "merging.h"
 #include "unicode.h"
@@ -26,6 +25,8 @@ struct Bpe {
     Merges *merges;
     Remembered *cache;
     int bytes, ignore_merges, fuse_unk;
+    char *prefix, *suffix; /* of every symbol but a word's first, and of its last; "" for none */
+    int affixed;           /* one of them is not "": what a character's symbol is depends on its place */
     int32_t limit;             /* the model's tokens have ids below; added tokens come later */
     int32_t unk;               /* -1: characters that are unknown vanish */
     int32_t byte_symbol[256];  /* bytes mode: the symbol of each byte, -1 unknown */
@@ -76,13 +77,8 @@ static Status read_settings(Bpe *b, const cJSON *model, const char *what) {
             b->fuse_unk = cJSON_IsTrue(item);
         else if (!strcmp(key, "ignore_merges"))
             b->ignore_merges = cJSON_IsTrue(item);
-        else if (!strcmp(key, "dropout")) {
-            if (cJSON_IsNumber(item) && item->valuedouble != 0)
-                return fail(ERR_UNSUPPORTED, "%s: BPE dropout %g; only exact encoding is supported", what, item->valuedouble);
-        } else if (!strcmp(key, "continuing_subword_prefix") || !strcmp(key, "end_of_word_suffix")) {
-            if (cJSON_IsString(item) && *item->valuestring)
-                return fail(ERR_UNSUPPORTED, "%s: %s '%s' is not supported", what, key, item->valuestring);
-        } else if (strcmp(key, "type") && strcmp(key, "vocab") && strcmp(key, "merges"))
+        else if (strcmp(key, "type") && strcmp(key, "vocab") && strcmp(key, "merges") && strcmp(key, "dropout") &&
+                 strcmp(key, "continuing_subword_prefix") && strcmp(key, "end_of_word_suffix"))
             return fail(ERR_UNSUPPORTED, "%s: unknown BPE setting '%s'", what, key);
     }
     if (cJSON_IsString(unk)) {
@@ -90,13 +86,12 @@ static Status read_settings(Bpe *b, const cJSON *model, const char *what) {
         if (b->unk < 0 && *unk->valuestring)
             return fail(ERR_FORMAT, "%s: unk_token '%s' is not in the vocabulary", what, unk->valuestring);
     }
-    memset(b->fallback, -1, sizeof b->fallback);
-    for (int byte = 0; byte_fallback && byte < 256; byte++) {
-        char name[8];
-        snprintf(name, sizeof name, "<0x%02X>", byte);
-        b->fallback[byte] = vocab_find(b->vocab, name, 6);
-    }
-    return OK;
+    for (int byte = 0; byte < 256; byte++)
+        b->fallback[byte] = byte_fallback ? vocab_byte(b->vocab, byte) : -1;
+    b->prefix = strdup(component_text(model, "continuing_subword_prefix", ""));
+    b->suffix = strdup(component_text(model, "end_of_word_suffix", ""));
+    b->affixed = b->prefix && b->suffix && (*b->prefix || *b->suffix);
+    return b->prefix && b->suffix ? OK : fail(ERR_MEMORY, "no memory for a tokenizer");
 }
 
 Status bpe_load(const cJSON *model, const Vocab *vocab, int bytes, const char *what, Bpe **out) {
@@ -114,7 +109,7 @@ Status bpe_load(const cJSON *model, const Vocab *vocab, int bytes, const char *w
     for (int byte = 0; byte < 256; byte++)
         b->byte_symbol[byte] = symbol_of(b, byte_level_char((unsigned char)byte));
     if (status == OK)
-        status = merges_load(json_get(model, "merges"), vocab, b->unk, what, &b->merges);
+        status = merges_load(json_get(model, "merges"), vocab, b->prefix, b->unk, what, &b->merges);
     if (status == OK)
         *out = b;
     else
@@ -124,9 +119,9 @@ Status bpe_load(const cJSON *model, const Vocab *vocab, int bytes, const char *w
 
 /* --- symbols ------------------------------------------------------------------------------------------------------ */
 
-/* True if byte tokens can stand for all bytes of a character. */
-static int falls_back(const Bpe *b, const char *p, int length) {
-    for (int i = 0; i < length; i++)
+/* True if byte tokens can stand for all bytes of a symbol. */
+static int falls_back(const Bpe *b, const char *p, size_t length) {
+    for (size_t i = 0; i < length; i++)
         if (b->fallback[(unsigned char)p[i]] < 0)
             return 0;
     return 1;
@@ -154,24 +149,47 @@ static int spelling(const Bpe *b, const char *p, int length, char out[4]) {
     return length;
 }
 
+/* Leaves in b->spelt a character with what its place in the word asks for, and gives its symbol. */
+static Status affix(Bpe *b, const char *p, int length, int first, int last, int32_t *symbol) {
+    char spelt[4];
+    size_t n = (size_t)spelling(b, p, length, spelt);
+    b->spelt.length = 0;
+    Status status = first ? OK : bytes_append(&b->spelt, b->prefix, strlen(b->prefix));
+    if (status == OK)
+        status = bytes_append(&b->spelt, spelt, n);
+    if (status == OK && last)
+        status = bytes_append(&b->spelt, b->suffix, strlen(b->suffix));
+    int32_t id = status == OK ? vocab_find(b->vocab, b->spelt.data, b->spelt.length) : -1;
+    *symbol = id < b->limit ? id : -1;
+    return status;
+}
+
 /* Leaves the symbols of a part in b->symbols. An unknown token waits until a known character or the end, so that
  * neighbours can be fused into one; byte tokens do not end the wait, as in the reference. */
 static Status read_symbols(Bpe *b, const char *p, size_t n) {
     int waiting = 0;
     b->symbols.count = 0;
     Status status = ids_reserve(&b->symbols, n + 1);
-    for (const char *end = p + n; p < end && status == OK;) {
+    for (const char *start = p, *end = p + n; p < end && status == OK;) {
         Character c = character_at(b, p);
-        char spelt[4];
-        int length;
+        char plain[4];
+        const char *spelt = plain;
+        size_t length = 0;
+        if (b->affixed) {
+            if ((status = affix(b, p, c.length, p == start, p + c.length == end, &c.symbol)) != OK)
+                return status;
+            spelt = b->spelt.data, length = b->spelt.length;
+        } else if (c.symbol < 0) {
+            length = (size_t)spelling(b, p, c.length, plain);
+        }
         if (c.symbol >= 0) {
             if (waiting)
                 status = ids_push(&b->symbols, b->unk);
             waiting = 0;
             if (status == OK)
                 status = ids_push(&b->symbols, c.symbol);
-        } else if (length = spelling(b, p, c.length, spelt), falls_back(b, spelt, length)) {
-            for (int i = 0; i < length && status == OK; i++)
+        } else if (falls_back(b, spelt, length)) {
+            for (size_t i = 0; i < length && status == OK; i++)
                 status = ids_push(&b->symbols, b->fallback[(unsigned char)spelt[i]]);
         } else if (b->unk >= 0) {
             if (waiting && !b->fuse_unk)
@@ -239,7 +257,7 @@ static Status encode_part(Bpe *b, const char *p, size_t n, int whole, Ids *out) 
 }
 
 Status bpe_encode(Bpe *b, const char *word, size_t n, Ids *out) {
-    if (n <= CACHE_BYTES)
+    if (n <= CACHE_BYTES || b->affixed)
         return encode_part(b, word, n, 1, out);
     if (b->ignore_merges) {
         int32_t id;
@@ -255,7 +273,7 @@ Status bpe_encode(Bpe *b, const char *word, size_t n, Ids *out) {
         if (c.symbol < 0) {
             char spelt[4];
             int length = spelling(b, p, c.length, spelt);
-            if (falls_back(b, spelt, length)) {
+            if (falls_back(b, spelt, (size_t)length)) {
                 first = b->fallback[(unsigned char)spelt[0]];
                 last = left < 0 && p > word ? -1 : b->fallback[(unsigned char)spelt[length - 1]];
             }
@@ -279,6 +297,8 @@ void bpe_free(Bpe *b) {
         free(b->pages[i]);
     merges_free(b->merges);
     free(b->cache);
+    free(b->prefix);
+    free(b->suffix);
     merging_free(&b->merging);
     ids_free(&b->symbols);
     bytes_free(&b->spelt);

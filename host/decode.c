@@ -7,7 +7,7 @@
 #include "json.h"
 #include "utf8.h"
 
-typedef enum Kind { BYTE_LEVEL, METASPACE, BYTE_FALLBACK, FUSE, STRIP, REPLACE, SPACES } Kind;
+typedef enum Kind { BYTE_LEVEL, METASPACE, BYTE_FALLBACK, FUSE, STRIP, REPLACE, SPACES, WORDPIECE, WORD_ENDS } Kind;
 
 typedef struct Stage {
     Kind kind;
@@ -16,7 +16,8 @@ typedef struct Stage {
     size_t mark_length;
     int64_t start, stop; /* STRIP: how many at most */
     Pattern pattern;     /* REPLACE */
-    char *content;
+    char *content;       /* REPLACE; WORDPIECE: what continues a word; WORD_ENDS: what ends one */
+    int cleanup;         /* WORDPIECE */
 } Stage;
 
 struct Decoder {
@@ -64,11 +65,27 @@ static Status read_replace(const cJSON *spec, const char *what, Stage *s) {
     return status == OK ? component_keys(spec, "pattern content", what) : status;
 }
 
+static Status read_affix(const cJSON *spec, Kind kind, const char *what, Stage *s) {
+    int pieces = kind == WORDPIECE;
+    s->kind = kind;
+    s->cleanup = component_flag(spec, "cleanup", 1);
+    s->content = strdup(component_text(spec, pieces ? "prefix" : "suffix", pieces ? "##" : "</w>"));
+    if (!s->content)
+        return fail(ERR_MEMORY, "no memory for a tokenizer");
+    if (!pieces && !*s->content)
+        return fail(ERR_UNSUPPORTED, "%s: the decoder BPEDecoder with an empty suffix", what);
+    return component_keys(spec, pieces ? "prefix cleanup" : "suffix", what);
+}
+
 static Status read_stage(const cJSON *spec, const char *type, const char *what, Stage *s) {
     if (!strcmp(type, "Strip"))
         return read_strip(spec, what, s);
     if (!strcmp(type, "Replace"))
         return read_replace(spec, what, s);
+    if (!strcmp(type, "WordPiece"))
+        return read_affix(spec, WORDPIECE, what, s);
+    if (!strcmp(type, "BPEDecoder"))
+        return read_affix(spec, WORD_ENDS, what, s);
     if (!strcmp(type, "Metaspace")) {
         s->kind = METASPACE;
         const char *scheme = component_text(spec, "prepend_scheme", NULL);
@@ -290,6 +307,86 @@ static Status byte_fallback_end(Decoding *g, int at) {
     return status;
 }
 
+/* Replaces all of `from` in the text. */
+static Status replace_all(Bytes *text, const char *from, const char *to) {
+    size_t n = strlen(from), width = strlen(to), done = 0;
+    Bytes out = {0};
+    Status status = OK;
+    for (const char *found; status == OK && text->length - done >= n; done = (size_t)(found - text->data) + n) {
+        found = memmem(text->data + done, text->length - done, from, n);
+        if (!found)
+            break;
+        if ((status = bytes_append(&out, text->data + done, (size_t)(found - text->data) - done)) == OK)
+            status = bytes_append(&out, to, width);
+    }
+    if (done == 0 || status != OK) {
+        bytes_free(&out);
+        return status;
+    }
+    status = bytes_append(&out, text->data + done, text->length - done);
+    bytes_free(text);
+    *text = out;
+    return status;
+}
+
+/* What English tokens lose in front of them, one after the other. */
+static const char *const cleanups[][2] = {
+    {" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"}, {" 'm", "'m"}, {" do not", " don't"},
+    {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"},
+};
+
+/* A token that continues no word begins with a space, the first one excepted. */
+static Status wordpiece_end(Decoding *g, int at, const Stage *s) {
+    State *state = &g->states[at];
+    Bytes *text = &state->text;
+    size_t width = strlen(s->content);
+    Status status = bytes_reserve(text, 1);
+    if (status == OK && state->tokens > 0) {
+        if (text->length >= width && !memcmp(text->data, s->content, width)) {
+            memmove(text->data, text->data + width, text->length - width);
+            text->length -= width;
+        } else {
+            memmove(text->data + 1, text->data, text->length);
+            *text->data = ' ';
+            text->length++;
+        }
+    }
+    for (size_t i = 0; s->cleanup && i < sizeof cleanups / sizeof *cleanups && status == OK; i++)
+        status = replace_all(text, cleanups[i][0], cleanups[i][1]);
+    if (status == OK)
+        status = put_token(g, at + 1, text->data ? text->data : "", text->length);
+    text->length = 0;
+    state->tokens++;
+    return status;
+}
+
+/* The ends of words in the token before are spaces as another came; in the last one they are nothing. state->cut is the length
+ * of the token before, which waits in front of the current one. */
+static Status word_ends_flush(Decoding *g, int at, const Stage *s, const char *space) {
+    State *state = &g->states[at];
+    size_t before = (size_t)state->cut;
+    Bytes token = {0};
+    if (state->tokens == 0)
+        return OK;
+    Status status = bytes_append(&token, state->text.data, before);
+    if (status == OK)
+        status = replace_all(&token, s->content, space);
+    if (status == OK)
+        status = put_token(g, at + 1, token.data ? token.data : "", token.length);
+    bytes_free(&token);
+    if (before)
+        memmove(state->text.data, state->text.data + before, state->text.length - before);
+    state->text.length -= before;
+    return status;
+}
+
+static Status word_ends_end(Decoding *g, int at, const Stage *s) {
+    Status status = word_ends_flush(g, at, s, " ");
+    g->states[at].cut = (int64_t)g->states[at].text.length;
+    g->states[at].tokens++;
+    return status;
+}
+
 static Status put(Decoding *g, int at, const char *p, size_t n) {
     if (at == g->decoder->count)
         return bytes_append(g->out, p, n);
@@ -304,6 +401,8 @@ static Status put(Decoding *g, int at, const char *p, size_t n) {
         if (state->held < 0) /* where the token starts */
             state->held = (int64_t)state->text.length;
         return bytes_append(&state->text, p, n);
+    case WORDPIECE:
+    case WORD_ENDS:
     case BYTE_FALLBACK: return bytes_append(&state->text, p, n);
     case REPLACE: {
         Status status = bytes_append(&state->text, p, n);
@@ -326,6 +425,8 @@ static Status end(Decoding *g, int at) {
         state->held = -1;
         return status;
     case BYTE_FALLBACK: return byte_fallback_end(g, at);
+    case WORDPIECE: return wordpiece_end(g, at, s);
+    case WORD_ENDS: return word_ends_end(g, at, s);
     case REPLACE: status = replace(g, at, s, 1); break;
     case STRIP: state->cut = state->held = 0; break;
     case METASPACE:
@@ -381,6 +482,7 @@ Status decoding_finish(Decoding *g, Bytes *out) {
             break;
         case BYTE_FALLBACK: status = flush_bytes(g, i, (size_t)state->held); break;
         case FUSE: status = end(g, i + 1); break;
+        case WORD_ENDS: status = word_ends_flush(g, i, &g->decoder->stages[i], ""); break;
         default: break;
         }
     }

@@ -60,8 +60,9 @@ static int log2_above(size_t n) {
     return bits;
 }
 
-Status merges_load(const cJSON *list, const Vocab *vocab, int32_t unk, const char *what, Merges **out) {
+Status merges_load(const cJSON *list, const Vocab *vocab, const char *prefix, int32_t unk, const char *what, Merges **out) {
     Bytes joined = {0};
+    size_t dropped = strlen(prefix);
     Status status = OK;
     *out = NULL;
     if (!cJSON_IsArray(list))
@@ -99,9 +100,15 @@ Status merges_load(const cJSON *list, const Vocab *vocab, int32_t unk, const cha
             (status = token_id(vocab, s.text[0], s.length[0], what, &left)) != OK ||
             (status = token_id(vocab, s.text[1], s.length[1], what, &right)) != OK)
             goto done;
+        if (s.length[1] < dropped || strncmp(s.text[1], prefix, dropped)) {
+            status = fail(ERR_FORMAT, "%s: the right side of the merge '%.*s' '%.*s' does not begin with '%.40s'", what,
+                          (int)(s.length[0] < 100 ? s.length[0] : 100), s.text[0],
+                          (int)(s.length[1] < 100 ? s.length[1] : 100), s.text[1], prefix);
+            goto done;
+        }
         joined.length = 0;
         if ((status = bytes_append(&joined, s.text[0], s.length[0])) != OK ||
-            (status = bytes_append(&joined, s.text[1], s.length[1])) != OK ||
+            (status = bytes_append(&joined, s.text[1] + dropped, s.length[1] - dropped)) != OK ||
             (status = token_id(vocab, joined.data ? joined.data : "", joined.length, what, &result)) != OK)
             goto done;
         put(m, left, right, rank);

@@ -24,9 +24,9 @@ typedef struct Merges {
     int joins_shift;
 } Merges;
 
-/* merges_load() : `list` holds "a b" strings or ["a", "b"] pairs, all of the vocabulary. unk: the unknown token's id or -1.
- * @out : freed with merges_free(). */
-Status merges_load(const cJSON *list, const Vocab *vocab, int32_t unk, const char *what, Merges **out);
+/* merges_load() : `list` holds "a b" strings or ["a", "b"] pairs, all of the vocabulary. prefix: what the right side begins with
+ * and loses when it is joined, may be "". unk: the unknown token's id or -1. @out : freed with merges_free(). */
+Status merges_load(const cJSON *list, const Vocab *vocab, const char *prefix, int32_t unk, const char *what, Merges **out);
 void merges_free(Merges *m);
 
 static inline uint64_t merges_hash(int32_t left, int32_t right) {

@@ -2,13 +2,15 @@
 
 #include <utf8proc.h>
 
+#include "bpe.h"
+#include "charsmap.h"
 #include "component.h"
 #include "json.h"
 #include "unicode.h"
 #include "unicode_forms.h"
 #include "utf8.h"
 
-typedef enum Kind { FORM, LOWERCASE, STRIP_ACCENTS, BERT, REPLACE, PREPEND, STRIP } Kind;
+typedef enum Kind { FORM, LOWERCASE, STRIP_ACCENTS, BERT, REPLACE, PREPEND, STRIP, PRECOMPILED, NMT, SPELL } Kind;
 
 typedef struct Step {
     Kind kind;
@@ -17,6 +19,7 @@ typedef struct Step {
     int left, right;                          /* STRIP */
     Pattern pattern;                          /* REPLACE */
     char *content;                            /* REPLACE, PREPEND */
+    Charsmap *charsmap;                       /* PRECOMPILED */
 } Step;
 
 struct Normalizer {
@@ -72,6 +75,15 @@ static Status read_step(const cJSON *spec, const char *type, const char *what, S
         if (status == OK)
             status = pattern_load(json_get(spec, "pattern"), what, &s->pattern);
         keys = "pattern content";
+    } else if (!strcmp(type, "Precompiled")) {
+        s->kind = PRECOMPILED;
+        status = charsmap_load(component_text(spec, "precompiled_charsmap", ""), what, &s->charsmap);
+        keys = "precompiled_charsmap";
+    } else if (!strcmp(type, "Nmt")) {
+        s->kind = NMT;
+    } else if (!strcmp(type, "ByteLevel")) {
+        s->kind = SPELL;
+        keys = "add_prefix_space trim_offsets use_regex";
     } else {
         return fail(ERR_UNSUPPORTED, "%s: the normalizer '%s' is not supported", what, type);
     }
@@ -118,6 +130,7 @@ void normalizer_free(Normalizer *n) {
     for (int i = 0; i < n->count; i++) {
         pattern_free(&n->steps[i].pattern);
         free(n->steps[i].content);
+        charsmap_free(n->steps[i].charsmap);
     }
     for (int i = 0; i < 3; i++)
         bytes_free(&n->text[i]);
@@ -179,16 +192,21 @@ static int is_chinese(uint32_t c) {
            (c >= 0xF900 && c <= 0xFAFF) || (c >= 0x2F800 && c <= 0x2FA1F);
 }
 
+static int is_space(uint32_t c) {
+    return char_classes[c] & CHAR_SPACE && (c < 0x80 ? c == ' ' || c == '\t' || c == '\n' || c == '\r' : c != 0x85);
+}
+
+static int cleans_away(uint32_t c) { return !is_space(c) && (c == 0 || c == 0x85 || c == 0xFFFD || char_classes[c] & CHAR_CONTROL); }
+
 static Status clean(const Step *s, const char *text, size_t n, Bytes *out) {
     Status status = OK;
     for (size_t i = 0; i < n && status == OK;) {
         int length;
         uint32_t c = utf8_read(text + i, &length);
         i += (size_t)length;
-        if (s->clean && char_classes[c] & CHAR_SPACE && (c < 0x80 ? c == ' ' || c == '\t' || c == '\n' || c == '\r' : 1))
-            c = c == 0x85 ? 0 : ' ';
-        if (s->clean && (c == 0 || c == 0xFFFD || char_classes[c] & CHAR_CONTROL))
+        if (s->clean && cleans_away(c))
             continue;
+        c = s->clean && is_space(c) ? ' ' : c;
         int apart = s->chinese && is_chinese(c);
         status = bytes_append(out, " ", (size_t)apart);
         if (status == OK)
@@ -244,6 +262,34 @@ static Status strip(const Step *s, const char *text, size_t n, Bytes *out) {
     return bytes_append(out, p, (size_t)(end - p));
 }
 
+static int nmt_drops(uint32_t c) {
+    return (c >= 1 && c <= 8) || c == 0xB || (c >= 0xE && c <= 0x1F) || c == 0x7F || c == 0x8F || c == 0x9F;
+}
+
+static int nmt_space(uint32_t c) {
+    return c == '\t' || c == '\n' || c == '\f' || c == '\r' || c == 0x1680 || (c >= 0x200B && c <= 0x200F) || c == 0x2028 ||
+           c == 0x2029 || c == 0x2581 || c == 0xFEFF || c == 0xFFFD;
+}
+
+static Status nmt(const char *text, size_t n, Bytes *out) {
+    Status status = bytes_reserve(out, n);
+    for (size_t i = 0; i < n && status == OK;) {
+        int length;
+        uint32_t c = utf8_read(text + i, &length);
+        i += (size_t)length;
+        if (!nmt_drops(c))
+            status = put(out, nmt_space(c) ? ' ' : c);
+    }
+    return status;
+}
+
+static Status spell(const char *text, size_t n, Bytes *out) {
+    Status status = bytes_reserve(out, 2 * n);
+    for (size_t i = 0; i < n && status == OK; i++)
+        status = put(out, byte_level_char((unsigned char)text[i]));
+    return status;
+}
+
 static Status run_step(const Step *s, const char *text, size_t n, Bytes *out, Bytes *spare) {
     Status status = OK;
     switch (s->kind) {
@@ -253,6 +299,9 @@ static Status run_step(const Step *s, const char *text, size_t n, Bytes *out, By
     case BERT: return bert(s, text, n, out, spare);
     case REPLACE: return replace(s, text, n, out);
     case STRIP: return strip(s, text, n, out);
+    case PRECOMPILED: return charsmap_run(s->charsmap, text, n, out);
+    case NMT: return nmt(text, n, out);
+    case SPELL: return spell(text, n, out);
     case PREPEND:
         if (n > 0)
             status = bytes_append(out, s->content, strlen(s->content));
@@ -261,10 +310,25 @@ static Status run_step(const Step *s, const char *text, size_t n, Bytes *out, By
     return OK;
 }
 
-Status normalizer_run(Normalizer *n, const char *text, size_t length, const char **out, size_t *out_length) {
+/* True if the step drops the character that the text begins with. */
+static int drops_first(const Step *s, const char *text, size_t n) {
+    int length;
+    uint32_t c = n ? utf8_read(text, &length) : ' ';
+    switch (s->kind) {
+    case STRIP: return s->left && char_classes[c] & CHAR_SPACE;
+    case STRIP_ACCENTS: return char_classes[c] & CHAR_MARK;
+    case NMT: return nmt_drops(c);
+    case BERT: return (s->clean && cleans_away(c)) || (s->accents && char_classes[c] & CHAR_NONSPACING);
+    default: return 0;
+    }
+}
+
+Status normalizer_run(Normalizer *n, const char *text, size_t length, const char **out, size_t *out_length, int *from_start) {
+    *from_start = 1;
     for (int i = 0; i < n->count; i++) {
         Bytes *to = &n->text[i & 1];
         to->length = 0;
+        *from_start &= !drops_first(&n->steps[i], text, length);
         Status status = run_step(&n->steps[i], text, length, to, &n->text[2]);
         if (status != OK)
             return status;

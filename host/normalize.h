@@ -13,8 +13,8 @@ typedef struct Normalizer Normalizer;
 Status normalizer_load(const cJSON *spec, const char *what, Normalizer **out);
 
 /* normalizer_run() : rewrites valid UTF-8 text. *out, *out_n is the result: `text` itself if nothing changes it, else
- * memory of the normalizer, valid until its next run. */
-Status normalizer_run(Normalizer *n, const char *text, size_t length, const char **out, size_t *out_length);
+ * memory of the normalizer, valid until its next run. *from_start: the text's first character was not dropped. */
+Status normalizer_run(Normalizer *n, const char *text, size_t length, const char **out, size_t *out_length, int *from_start);
 
 void normalizer_free(Normalizer *n);
 

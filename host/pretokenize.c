@@ -4,13 +4,15 @@
 #include "component.h"
 #include "json.h"
 #include "scan.h"
+#include "scripts.h"
 #include "unicode.h"
 #include "utf8.h"
 
 typedef enum Behavior { REMOVED, ISOLATED, MERGED_WITH_PREVIOUS, MERGED_WITH_NEXT, CONTIGUOUS } Behavior;
 static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
 
-typedef enum StepKind { BYTE_LEVEL, SPLIT, DIGITS, METASPACE, WHITESPACE, WHITESPACE_SPLIT, PUNCTUATION, BERT } StepKind;
+typedef enum StepKind { BYTE_LEVEL, SPLIT, DIGITS, METASPACE, WHITESPACE, WHITESPACE_SPLIT, PUNCTUATION, BERT, SCRIPTS,
+                        FIXED_LENGTH } StepKind;
 typedef enum Prepend { NEVER, FIRST, ALWAYS } Prepend;
 
 typedef struct Step {
@@ -23,6 +25,7 @@ typedef struct Step {
     Prepend prepend;
     char mark[4]; /* Metaspace: the character for a space */
     int mark_length;
+    int64_t width; /* FixedLength: characters */
     Pattern pattern;
     Bytes text; /* the step's own spelling of its text */
 } Step;
@@ -99,8 +102,28 @@ static Status read_step(const cJSON *spec, const char *type, const char *what, S
         Status status = read_behavior(spec, "Isolated", what, &s->behavior);
         return status == OK ? component_keys(spec, "behavior", what) : status;
     }
+    if (!strcmp(type, "CharDelimiterSplit")) {
+        const char *delimiter = component_text(spec, "delimiter", "");
+        s->kind = SPLIT;
+        s->behavior = REMOVED;
+        s->pattern.length = strlen(delimiter);
+        if (!s->pattern.length || s->pattern.length != (size_t)utf8_length(*delimiter))
+            return fail(ERR_FORMAT, "%s: the delimiter of CharDelimiterSplit is not one character", what);
+        if (!(s->pattern.literal = strdup(delimiter)))
+            return fail(ERR_MEMORY, "no memory for a tokenizer");
+        return component_keys(spec, "delimiter", what);
+    }
+    if (!strcmp(type, "FixedLength")) {
+        s->kind = FIXED_LENGTH;
+        s->width = 5;
+        if (json_get(spec, "length") && (!json_integer(json_get(spec, "length"), &s->width) || s->width < 1))
+            return fail(ERR_FORMAT, "%s: the length of FixedLength is no number of characters", what);
+        return component_keys(spec, "length", what);
+    }
     if (!strcmp(type, "Whitespace"))
         s->kind = WHITESPACE;
+    else if (!strcmp(type, "UnicodeScripts"))
+        s->kind = SCRIPTS;
     else if (!strcmp(type, "WhitespaceSplit"))
         s->kind = WHITESPACE_SPLIT;
     else if (!strcmp(type, "BertPreTokenizer"))
@@ -152,6 +175,12 @@ Status pretokenizer_load(const cJSON *spec, const char *what, PreTokenizer **out
 }
 
 int pretokenizer_bytes(const PreTokenizer *t) { return t->bytes; }
+
+void pretokenizer_spell(PreTokenizer *t) {
+    if (t->bytes)
+        t->steps[t->count - 1].spell = 1;
+    t->bytes = 0;
+}
 
 void pretokenizer_free(PreTokenizer *t) {
     if (!t)
@@ -278,6 +307,35 @@ static Status cut_words(Cutter *c, int bert, size_t n) {
     return status == OK && kind ? give(c, start, n) : status;
 }
 
+/* Before each character of another script than the last that has one; the text before the first such is dropped, as the
+ * reference does. */
+static Status cut_scripts(const Cutter *c, size_t n) {
+    int script = SCRIPT_ANY;
+    size_t start = n;
+    Status status = OK;
+    for (size_t i = 0; i < n && status == OK;) {
+        int length, next = script_of(utf8_read(c->text + i, &length));
+        if (next != SCRIPT_ANY && next != script) {
+            if (i > start)
+                status = give(c, start, i);
+            start = i;
+            script = next;
+        }
+        i += (size_t)length;
+    }
+    return status == OK && start < n ? give(c, start, n) : status;
+}
+
+static Status cut_fixed(const Cutter *c, int64_t width, size_t n) {
+    Status status = OK;
+    for (size_t start = 0, end = 0; start < n && status == OK; start = end) {
+        for (int64_t i = 0; i < width && end < n; i++)
+            end += (size_t)utf8_length(c->text[end]);
+        status = give(c, start, end);
+    }
+    return status;
+}
+
 static Status cut_scanned(const Cutter *c, int scanner, size_t n) {
     const char *p = c->text, *end = p + n;
     Status status = OK;
@@ -365,6 +423,8 @@ static Status take(const Run *r, int step, const char *p, size_t n, int at_start
     case WHITESPACE_SPLIT: return cut_characters(&c, s->kind, n);
     case WHITESPACE: return cut_words(&c, 0, n);
     case BERT: return cut_words(&c, 1, n);
+    case SCRIPTS: return cut_scripts(&c, n);
+    case FIXED_LENGTH: return cut_fixed(&c, s->width, n);
     }
     return OK;
 }

@@ -19,6 +19,9 @@ Status pretokenizer_load(const cJSON *spec, const char *what, PreTokenizer **out
 /* pretokenizer_bytes() : true if words are bytes to be spelt in the byte-level alphabet rather than UTF-8. */
 int pretokenizer_bytes(const PreTokenizer *t);
 
+/* pretokenizer_spell() : from here on words are UTF-8 always, bytes spelt in the byte-level alphabet. */
+void pretokenizer_spell(PreTokenizer *t);
+
 /* pretokenizer_run() : cuts valid UTF-8 text. at_start: it stands at the very beginning of what is being encoded. */
 Status pretokenizer_run(PreTokenizer *t, const char *text, size_t n, int at_start, WordSink sink, void *context);
 

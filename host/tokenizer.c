@@ -6,8 +6,11 @@
 #include "decode.h"
 #include "json.h"
 #include "normalize.h"
+#include "postprocess.h"
 #include "pretokenize.h"
+#include "unigram.h"
 #include "utf8.h"
+#include "wordpiece.h"
 
 struct Tokenizer {
     Vocab vocab;           /* the model's tokens and the added ones */
@@ -16,7 +19,10 @@ struct Tokenizer {
     AddedSet *raw, *after; /* added tokens found in the text as it is, and in the normalized text */
     Normalizer *normalizer;
     PreTokenizer *pretokenizer;
-    Bpe *bpe;
+    Bpe *bpe; /* the model: one of these three */
+    WordPiece *wordpiece;
+    Unigram *unigram;
+    PostProcessor *postprocessor;
     Decoder *decoder;
     Ids prefix;
 };
@@ -29,14 +35,38 @@ struct TokenStream {
 
 /* --- loading ------------------------------------------------------------------------------------------------------ */
 
-static Status load_vocab(Tokenizer *t, const cJSON *model, const char *what) {
-    const cJSON *type = json_get(model, "type"), *vocab = json_get(model, "vocab"), *item;
+typedef enum ModelKind { BPE, WORDPIECE, WORD_LEVEL, UNIGRAM, UNKNOWN } ModelKind;
+
+/* Old files name no type; what they hold tells it. */
+static ModelKind guess_kind(const cJSON *model) {
+    if (json_get(model, "merges"))
+        return BPE;
+    if (cJSON_IsArray(json_get(model, "vocab")))
+        return UNIGRAM;
+    if (json_get(model, "max_input_chars_per_word"))
+        return WORDPIECE;
+    return json_get(model, "unk_token") ? WORD_LEVEL : UNKNOWN;
+}
+
+static Status model_kind(const cJSON *model, const char *what, ModelKind *out) {
+    static const char *const names[] = {"BPE", "WordPiece", "WordLevel", "Unigram"};
+    const cJSON *type = json_get(model, "type");
     if (!cJSON_IsObject(model))
         return fail(ERR_FORMAT, "%s: no tokenizer.json: it has no model", what);
-    if (cJSON_IsString(type) && strcmp(type->valuestring, "BPE"))
-        return fail(ERR_UNSUPPORTED, "%s: the model '%s' is not supported, only BPE", what, type->valuestring);
-    if (!cJSON_IsString(type) && !json_get(model, "merges")) /* old files name no type; merges tell BPE */
-        return fail(ERR_UNSUPPORTED, "%s: the model has neither a type nor merges; only BPE is supported", what);
+    *out = cJSON_IsString(type) ? UNKNOWN : guess_kind(model);
+    for (int i = 0; cJSON_IsString(type) && i < 4; i++)
+        if (!strcmp(type->valuestring, names[i]))
+            *out = (ModelKind)i;
+    if (*out != UNKNOWN)
+        return OK;
+    if (cJSON_IsString(type))
+        return fail(ERR_UNSUPPORTED, "%s: the model '%s' is not supported, only BPE, WordPiece, WordLevel and Unigram", what,
+                    type->valuestring);
+    return fail(ERR_UNSUPPORTED, "%s: the model has no type, and neither merges nor what other models have", what);
+}
+
+static Status load_vocab(Tokenizer *t, const cJSON *model, const char *what) {
+    const cJSON *vocab = json_get(model, "vocab"), *item;
     if (!cJSON_IsObject(vocab))
         return fail(ERR_FORMAT, "%s: the model has no vocabulary", what);
     Status status = vocab_reserve(&t->vocab, (size_t)cJSON_GetArraySize(vocab));
@@ -48,6 +78,20 @@ static Status load_vocab(Tokenizer *t, const cJSON *model, const char *what) {
             status = vocab_add(&t->vocab, item->string, strlen(item->string), id, what);
     }
     return status;
+}
+
+static Status load_model(Tokenizer *t, const cJSON *model, const char *what) {
+    ModelKind kind = UNKNOWN;
+    Status status = model_kind(model, what, &kind);
+    if (status == OK && kind != UNIGRAM)
+        status = load_vocab(t, model, what);
+    if (status != OK)
+        return status;
+    if (kind == BPE)
+        return bpe_load(model, &t->vocab, pretokenizer_bytes(t->pretokenizer), what, &t->bpe);
+    pretokenizer_spell(t->pretokenizer);
+    return kind == UNIGRAM ? unigram_load(model, &t->vocab, what, &t->unigram)
+                           : wordpiece_load(model, &t->vocab, kind == WORD_LEVEL, what, &t->wordpiece);
 }
 
 /* The file's id serves for nothing: like the reference, a token that the vocabulary lacks takes the next id after it. */
@@ -73,7 +117,8 @@ static Status load_added_token(Tokenizer *t, const cJSON *item, int32_t id, cons
                         .single_word = component_flag(item, "single_word", 0) != 0};
     if (!component_flag(item, "normalized", 1))
         return added_put(t->raw, text, n, token);
-    Status status = normalizer_run(t->normalizer, text, n, &pattern, &pattern_length);
+    int from_start;
+    Status status = normalizer_run(t->normalizer, text, n, &pattern, &pattern_length, &from_start);
     if (status == OK && !pattern_length)
         status = fail(ERR_UNSUPPORTED, "%s: the normalizer leaves nothing of the added token '%.200s'", what, text);
     if (status == OK && (pattern_length != n || memcmp(pattern, text, n)) &&
@@ -114,64 +159,6 @@ static Status load_added(Tokenizer *t, const cJSON *list, const char *what) {
     return status;
 }
 
-static Status prefix_token(Tokenizer *t, const char *text, const char *what) {
-    int32_t id = vocab_find(&t->vocab, text, strlen(text));
-    if (id < 0)
-        return fail(ERR_FORMAT, "%s: the template names '%.200s', which is no token", what, text);
-    return ids_push(&t->prefix, id);
-}
-
-/* The special tokens before the sequence of a TemplateProcessing. */
-static Status load_template(Tokenizer *t, const cJSON *spec, const char *what) {
-    const cJSON *piece, *id;
-    Status status = component_keys(spec, "single pair special_tokens", what);
-    cJSON_ArrayForEach(piece, json_get(spec, "single")) {
-        const cJSON *special = json_get(piece, "SpecialToken");
-        if (status != OK || !special)
-            break;
-        const char *name = component_text(special, "id", "");
-        const cJSON *ids = json_get(json_get(json_get(spec, "special_tokens"), name), "ids");
-        if (!cJSON_IsArray(ids))
-            status = prefix_token(t, name, what);
-        cJSON_ArrayForEach(id, ids) {
-            int64_t value;
-            size_t n;
-            if (status == OK && (!json_integer(id, &value) || !vocab_text(&t->vocab, value, &n)))
-                status = fail(ERR_FORMAT, "%s: the template's '%.200s' has an id that is no token", what, name);
-            if (status == OK)
-                status = ids_push(&t->prefix, (int32_t)value);
-        }
-    }
-    return status;
-}
-
-static Status load_processor(Tokenizer *t, const cJSON *spec, const char *what) {
-    const char *type;
-    if (!spec || cJSON_IsNull(spec))
-        return OK;
-    Status status = component_type(spec, "post-processor", what, &type);
-    if (status != OK)
-        return status;
-    if (!strcmp(type, "ByteLevel")) /* concerns offsets only */
-        return component_keys(spec, "add_prefix_space trim_offsets use_regex", what);
-    if (!strcmp(type, "TemplateProcessing"))
-        return load_template(t, spec, what);
-    if (!strcmp(type, "BertProcessing") || !strcmp(type, "RobertaProcessing")) {
-        const cJSON *cls = json_get(spec, "cls");
-        status = component_keys(spec, "sep cls trim_offsets add_prefix_space", what);
-        if (status == OK && !(cJSON_IsArray(cls) && cJSON_IsString(cls->child)))
-            status = fail(ERR_FORMAT, "%s: %s without cls", what, type);
-        return status == OK ? prefix_token(t, cls->child->valuestring, what) : status;
-    }
-    if (strcmp(type, "Sequence"))
-        return fail(ERR_UNSUPPORTED, "%s: the post-processor '%s' is not supported", what, type);
-    const cJSON *item;
-    cJSON_ArrayForEach(item, json_get(spec, "processors"))
-        if (status == OK)
-            status = load_processor(t, item, what);
-    return status;
-}
-
 Status tokenizer_load(const char *json, size_t n, const char *what, Tokenizer **out) {
     cJSON *root = NULL;
     *out = NULL;
@@ -181,17 +168,17 @@ Status tokenizer_load(const char *json, size_t n, const char *what, Tokenizer **
         status = component_keys(root, "version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder model",
                                 what);
     if (status == OK)
-        status = load_vocab(t, json_get(root, "model"), what);
-    if (status == OK)
         status = normalizer_load(json_get(root, "normalizer"), what, &t->normalizer);
     if (status == OK)
         status = pretokenizer_load(json_get(root, "pre_tokenizer"), what, &t->pretokenizer);
     if (status == OK)
-        status = bpe_load(json_get(root, "model"), &t->vocab, pretokenizer_bytes(t->pretokenizer), what, &t->bpe);
+        status = load_model(t, json_get(root, "model"), what);
     if (status == OK)
         status = load_added(t, json_get(root, "added_tokens"), what);
     if (status == OK)
-        status = load_processor(t, json_get(root, "post_processor"), what);
+        status = postprocessor_load(json_get(root, "post_processor"), &t->vocab, what, &t->postprocessor);
+    if (status == OK)
+        status = postprocessor_prefix(t->postprocessor, &t->prefix);
     if (status == OK)
         status = decoder_load(json_get(root, "decoder"), what, &t->decoder);
     cJSON_Delete(root);
@@ -215,6 +202,9 @@ void tokenizer_free(Tokenizer *t) {
     normalizer_free(t->normalizer);
     pretokenizer_free(t->pretokenizer);
     bpe_free(t->bpe);
+    wordpiece_free(t->wordpiece);
+    unigram_free(t->unigram);
+    postprocessor_free(t->postprocessor);
     decoder_free(t->decoder);
     ids_free(&t->prefix);
     free(t);
@@ -230,7 +220,10 @@ typedef struct Encoding {
 
 static Status word(void *context, const char *text, size_t n) {
     Encoding *e = context;
-    return bpe_encode(e->tokenizer->bpe, text, n, e->out);
+    Tokenizer *t = e->tokenizer;
+    if (t->bpe)
+        return bpe_encode(t->bpe, text, n, e->out);
+    return t->unigram ? unigram_encode(t->unigram, text, n, e->out) : wordpiece_encode(t->wordpiece, text, n, e->out);
 }
 
 typedef Status (*Between)(Encoding *e, const char *text, size_t n, int at_start);
@@ -255,8 +248,9 @@ static Status normalized_piece(Encoding *e, const char *text, size_t n, int at_s
 }
 
 static Status raw_piece(Encoding *e, const char *text, size_t n, int at_start) {
-    Status status = normalizer_run(e->tokenizer->normalizer, text, n, &text, &n);
-    return status == OK ? split(e, e->tokenizer->after, text, n, at_start, normalized_piece) : status;
+    int from_start;
+    Status status = normalizer_run(e->tokenizer->normalizer, text, n, &text, &n, &from_start);
+    return status == OK ? split(e, e->tokenizer->after, text, n, at_start && from_start, normalized_piece) : status;
 }
 
 Status tokenizer_encode(Tokenizer *t, const char *text, size_t n, int flags, Ids *out) {
@@ -277,6 +271,19 @@ Status tokenizer_encode(Tokenizer *t, const char *text, size_t n, int flags, Ids
     return status;
 }
 
+Status tokenizer_encode_framed(Tokenizer *t, const char *a, size_t a_length, const char *b, size_t b_length, int flags, Ids *out,
+                               Ids *types) {
+    Ids ids[2] = {{0}, {0}};
+    Status status = tokenizer_encode(t, a, a_length, flags & ENCODE_SPECIAL, &ids[0]);
+    if (status == OK && b)
+        status = tokenizer_encode(t, b, b_length, flags & ENCODE_SPECIAL, &ids[1]);
+    if (status == OK)
+        status = postprocessor_run(t->postprocessor, &ids[0], b ? &ids[1] : NULL, out, types);
+    ids_free(&ids[0]);
+    ids_free(&ids[1]);
+    return status;
+}
+
 /* --- decoding ----------------------------------------------------------------------------------------------------- */
 
 Status tokenizer_stream(const Tokenizer *t, int skip_special, TokenStream **out) {
@@ -293,10 +300,14 @@ Status tokenizer_stream(const Tokenizer *t, int skip_special, TokenStream **out)
 Status token_stream_push(TokenStream *s, int32_t id, Bytes *out) {
     size_t n;
     const char *text = vocab_text(&s->tokenizer->vocab, id, &n);
-    if (!text || (s->skip_special && s->tokenizer->special[id]))
+    if (!text)
         return OK;
-    if (s->tokenizer->normal[id])
+    if (s->tokenizer->normal[id]) { /* special by its own text then, as in the reference */
         text = s->tokenizer->normal[id], n = strlen(text);
+        id = vocab_find(&s->tokenizer->vocab, text, n);
+    }
+    if (s->skip_special && tokenizer_special(s->tokenizer, id))
+        return OK;
     return decoding_push(s->decoding, text, n, out);
 }
 

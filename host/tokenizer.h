@@ -23,6 +23,11 @@ enum {
  * special are always recognised. */
 Status tokenizer_encode(Tokenizer *t, const char *text, size_t n, int flags, Ids *out);
 
+/* tokenizer_encode_framed() : appends the ids of a text with the special tokens around it that the file's post-processor asks
+ * for, or those of a pair of texts if b is not NULL; and to `types` the segment (token type) of each. flags: ENCODE_SPECIAL. */
+Status tokenizer_encode_framed(Tokenizer *t, const char *a, size_t a_length, const char *b, size_t b_length, int flags, Ids *out,
+                               Ids *types);
+
 /* tokenizer_decode() : appends the text of the ids; ids without a token are passed over, special ones too if asked. */
 Status tokenizer_decode(const Tokenizer *t, const int32_t *ids, size_t count, int skip_special, Bytes *out);
 

@@ -1,5 +1,7 @@
 #include "vocab.h"
 
+#include <stdio.h>
+
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -17,7 +19,7 @@ static Status rehash(Vocab *v, uint32_t slot_count) {
     free(v->slots);
     v->slots = slots;
     v->slot_count = slot_count;
-    for (int32_t id = 0; id < v->limit; id++) {
+    for (int32_t id = v->limit - 1; id >= 0; id--) { /* of a text with several ids the last one is found first */
         if (v->length[id] == NO_TOKEN)
             continue;
         uint32_t slot = home(v, v->text.data + v->start[id], v->length[id]);
@@ -55,7 +57,7 @@ static Status grow_ids(Vocab *v, int32_t id) {
     return OK;
 }
 
-Status vocab_add(Vocab *v, const char *text, size_t n, int64_t id, const char *what) {
+static Status add(Vocab *v, const char *text, size_t n, int64_t id, int again, const char *what) {
     if (id < 0 || id >= VOCAB_ID_LIMIT)
         return fail(ERR_FORMAT, "%s: token '%.*s' has id %lld", what, (int)(n < 100 ? n : 100), text, (long long)id);
     if (v->text.length + n >= UINT32_MAX)
@@ -66,8 +68,11 @@ Status vocab_add(Vocab *v, const char *text, size_t n, int64_t id, const char *w
     uint32_t slot = home(v, text, n);
     for (; v->slots[slot] >= 0; slot = (slot + 1) & (v->slot_count - 1)) {
         int32_t other = v->slots[slot];
-        if (v->length[other] == n && !memcmp(v->text.data + v->start[other], text, n))
+        if (v->length[other] != n || memcmp(v->text.data + v->start[other], text, n))
+            continue;
+        if (!again)
             return fail(ERR_FORMAT, "%s: token '%.*s' stands there twice", what, (int)(n < 100 ? n : 100), text);
+        break;
     }
     size_t taken;
     if (vocab_text(v, id, &taken))
@@ -87,6 +92,14 @@ Status vocab_add(Vocab *v, const char *text, size_t n, int64_t id, const char *w
     return OK;
 }
 
+Status vocab_add(Vocab *v, const char *text, size_t n, int64_t id, const char *what) {
+    return add(v, text, n, id, 0, what);
+}
+
+Status vocab_add_again(Vocab *v, const char *text, size_t n, int64_t id, const char *what) {
+    return add(v, text, n, id, 1, what);
+}
+
 int32_t vocab_find(const Vocab *v, const char *text, size_t n) {
     if (!v->count)
         return -1;
@@ -97,6 +110,12 @@ int32_t vocab_find(const Vocab *v, const char *text, size_t n) {
             return id;
     }
     return -1;
+}
+
+int32_t vocab_byte(const Vocab *v, int byte) {
+    char name[8];
+    snprintf(name, sizeof name, "<0x%02X>", byte & 255);
+    return vocab_find(v, name, 6);
 }
 
 const char *vocab_text(const Vocab *v, int64_t id, size_t *n) {

@@ -26,8 +26,14 @@ Status vocab_reserve(Vocab *v, size_t tokens);
  * `what` names the file. */
 Status vocab_add(Vocab *v, const char *text, size_t n, int64_t id, const char *what);
 
+/* vocab_add_again() : the same, but a text that is known already gets this id, and the old one keeps its text. */
+Status vocab_add_again(Vocab *v, const char *text, size_t n, int64_t id, const char *what);
+
 /* vocab_find() : the id of a token; -1 if there is none. */
 int32_t vocab_find(const Vocab *v, const char *text, size_t n);
+
+/* vocab_byte() : the id of a byte's token, <0x00>..<0xFF>; -1 if there is none. */
+int32_t vocab_byte(const Vocab *v, int byte);
 
 /* vocab_text() : the token of an id and its length, not terminated; NULL if there is none. */
 const char *vocab_text(const Vocab *v, int64_t id, size_t *n);

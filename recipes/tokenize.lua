@@ -4,13 +4,15 @@ local Tokenizer = require "onn.tokenizer"
 
 local opt = cli.parse {
   name = "tokenize",
-  summary = "Token ids of TEXT, or of standard input taken byte for byte, as the model's tokenizer.json makes them.",
+  summary = "Token ids of TEXT, or of standard input taken byte for byte, as the model's tokenizer makes them.",
   example = 'onn tokenize models/smollm2 "Hello"; echo "19556" | onn tokenize models/smollm2 --decode',
   arguments = { { "MODEL", "model directory or tokenizer.json" }, { "TEXT", "text, or ids; standard input without it", optional = true } },
   options = {
     { "decode", help = "turn ids back into text, written byte for byte" },
     { "special", negate = true, help = "special tokens are parsed in TEXT (so anyway; --no-special: text) and shown by --decode" },
     { "bos", help = "begin with the model's beginning-of-text token" },
+    { "add-special-tokens", help = "put around TEXT what the model's post-processor asks for, such as [CLS] and [SEP]" },
+    { "pair", help = "a second text, for --add-special-tokens" },
   },
 }
 
@@ -38,7 +40,10 @@ if opt.decode then
   os.exit(0)
 end
 
-local ids = tokenizer:encode(text, { special = opt.special or not opt._given.special, bos = opt.bos })
+if opt.pair and not opt.add_special_tokens then cli.fail "--pair needs --add-special-tokens" end
+if opt.bos and opt.add_special_tokens then cli.fail "of --bos and --add-special-tokens one excludes the other" end
+local ids = tokenizer:encode(text, { special = opt.special or not opt._given.special, bos = opt.bos,
+  add_special_tokens = opt.add_special_tokens, pair = opt.pair })
 if opt.bos and #tokenizer:prefix() == 0 and not tokenizer.add_bos then
   if not tokenizer.bos_id then cli.fail(("%s: its files name no beginning-of-text token"):format(opt.model)) end
   ids = Tokenizer.ids(tokenizer.bos_id):append(ids)

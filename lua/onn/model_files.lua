@@ -9,7 +9,7 @@ local tensors = require "onn.core.tensor"
 local model_files = {}
 
 local copied = { "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-  "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model" }
+  "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model" }
 
 local config_names = { f32 = "float32", bf16 = "bfloat16", f16 = "float16" }
 

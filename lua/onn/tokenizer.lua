@@ -2,10 +2,13 @@
 local core = require "onn.core.tokenizer"
 local files = require "onn.files"
 local json = require "onn.core.json"
+local legacy = require "onn.legacy_tokenizer"
 local system = require "onn.core.system"
 
 local Tokenizer = {}
 Tokenizer.__index = Tokenizer
+
+local ROLES = { "bos", "eos", "pad", "unk", "cls", "sep", "mask" }
 
 -- ids(array or number or nothing): a new buffer of token ids. #ids, ids[i] from 1, :totable(), :append(more), :slice(i, j),
 -- :concat(separator).
@@ -31,57 +34,81 @@ local function optional(path)
   return system.read_file(path)
 end
 
-local function read_config(self, directory)
-  local text, message, code = optional(directory .. "/tokenizer_config.json")
+-- A JSON object beside the tokenizer that need not be there; or nil, message, code.
+local function read_object(path)
+  local text, message, code = optional(path)
   if text == nil then return nil, message, code end
-  local config = {}
-  if text then
-    config, message, code = json.decode(text, directory .. "/tokenizer_config.json")
-    if config == nil then return nil, message, code end
-    if type(config) ~= "table" then return nil, directory .. "/tokenizer_config.json: not an object", "format" end
-  end
-  for _, role in ipairs { "bos", "eos", "pad", "unk" } do
-    local token = token_text(config[role .. "_token"])
-    self[role .. "_token"] = token
+  if not text then return {} end
+  local value
+  value, message, code = json.decode(text, path)
+  if value == nil then return nil, message, code end
+  if type(value) ~= "table" then return nil, path .. ": not an object", "format" end
+  return value
+end
+
+-- names: the roles' tokens where tokenizer_config.json and special_tokens_map.json say nothing.
+local function read_config(self, directory, config, names)
+  local map, message, code = read_object(directory .. "/special_tokens_map.json")
+  if not map then return nil, message, code end
+  for _, role in ipairs(ROLES) do
+    local key = role .. "_token"
+    local token = token_text(config[key])
+    if config[key] == nil then token = token_text(map[key]) or names[role] end
+    self[key] = token
     self[role .. "_id"] = token and self.core:id(token)
   end
   self.add_bos = config.add_bos_token == true
+  local text
   text, message, code = optional(directory .. "/chat_template.jinja")
   if text == nil then return nil, message, code end
   self.chat_template = text or template_text(config.chat_template)
   return self
 end
 
--- Opens a model directory, its tokenizer.json, or org/name from the hub cache; or nil, message, code.
--- Fields: path, name, size (ids are below), chat_template, and for bos, eos, pad and unk X_token and X_id where known.
-function Tokenizer.open(model)
+-- The text of tokenizer.json, its path, its directory, what tokenizer_config.json holds, and the roles' tokens as far as older
+-- files tell them; or nil, message, code.
+local function read_text(model)
   local path, message, code = files.resolve(model)
   if not path then return nil, message, code end
   if path:find "%.safetensors$" then path = path:match "^(.*)/[^/]*$" or "." end
-  local directory = path
-  if system.isdir(path) then
-    path = path .. "/tokenizer.json"
-    if not system.exists(path) then return nil, ("%s: there is no tokenizer.json"):format(directory), "io" end
+  local directory, whole = path, system.isdir(path)
+  if whole then path = path .. "/tokenizer.json" else directory = path:match "^(.*)/[^/]*$" or "." end
+  local config, text, names
+  config, message, code = read_object(directory .. "/tokenizer_config.json")
+  if not config then return nil, message, code end
+  if not whole or system.exists(path) then
+    text, message, code = system.read_file(path)
+    names = {}
   else
-    directory = path:match "^(.*)/[^/]*$" or "."
+    path = directory
+    text, names, code = legacy.read(directory, config)
+    message = names
   end
-  local text, loaded
-  text, message, code = system.read_file(path)
   if not text then return nil, message, code end
-  loaded, message, code = core.load(text, path)
+  return text, path, directory, config, names
+end
+
+-- Opens a model directory, its tokenizer.json, or org/name from the hub cache; or nil, message, code.
+-- Fields: path, name, size (ids are below), chat_template, and for bos, eos, pad, unk, cls, sep and mask X_token and X_id where known.
+function Tokenizer.open(model)
+  local text, path, directory, config, names = read_text(model)
+  if not text then return nil, path, directory end
+  local loaded, message, code = core.load(text, path)
   if not loaded then return nil, message, code end
   local self = setmetatable({ core = loaded, path = path, name = directory:match "([^/]+)$", size = loaded:size() }, Tokenizer)
-  return read_config(self, directory)
+  return read_config(self, directory, config, names)
 end
 
 -- encode(text, { special = true, bos = false }) -> ids. special: special tokens in the text are recognised, otherwise they are
--- text. bos: begins as the model's files ask for (with nothing, if they ask for nothing).
+-- text. bos: begins as the model's files ask for (with nothing, if they ask for nothing), for text that goes on.
+-- encode(text, { add_special_tokens = true, pair = text or nil }) -> ids, segments: a whole text, or two, with all special tokens
+-- that the post_processor puts around them ([CLS] ... [SEP] ... [SEP]), and the token type of each id.
 function Tokenizer:encode(text, options)
-  local ids = self.core:encode(text, options)
+  local ids, segments = self.core:encode(text, options)
   if options and options.bos and self.add_bos and self.bos_id and ids[1] ~= self.bos_id then
     return core.ids(self.bos_id):append(ids)
   end
-  return ids
+  return ids, segments
 end
 
 -- decode(ids or array or id, { skip_special = true }) -> text
