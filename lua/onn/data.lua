@@ -181,21 +181,30 @@ function data.rows(set, order)
 end
 
 -- updates(set, order): updates of one epoch.
-function data.updates(set, order) return math.ceil(#data.rows(set, order) / (order.batch or 8)) end
+function data.updates(set, order)
+  local rows, size = #data.rows(set, order), order.batch or 8
+  if order.carried then return math.floor(rows / math.min(size, rows)) end
+  return math.ceil(rows / size)
+end
 
 -- batches(set, order): iterates over an epoch's updates from order.cursor (0) on. Each turn gives the update, a list of
 -- micro-batches (tensors, see onn.batch) of order.micro_batch rows, and the cursor behind it: with {epoch, cursor} kept, the
--- rest of an epoch is the same bit by bit. order: batch (8 rows), micro_batch (batch), seq_len, pack, shuffle (true), seed, epoch.
+-- rest of an epoch is the same bit by bit. order: batch (8 rows), micro_batch (batch), seq_len, pack, shuffle (true), seed, epoch; carried: the
+-- text is cut into as many streams as an update has rows, and each update goes on in all of them; what makes no whole update is left out.
 function data.batches(set, order)
   local rows, size = data.rows(set, order), order.batch or 8
   local micro, epoch = order.micro_batch or size, order.epoch or 0
   local n, cursor = #rows, order.cursor or 0
   local wanted = order.shuffle == false and "as planned" or ("%d/%d"):format(order.seed or 0, epoch)
+  if order.carried then
+    size = math.min(size, n)
+    wanted, n = "streams " .. size, n - n % size
+  end
   return function()
     local first = cursor * size + 1
     if first > n then return nil end
     if set.ordered[rows] ~= wanted then -- another loop over the same rows may be under way
-      if order.shuffle == false then rows:shuffle() else rows:shuffle(order.seed or 0, epoch) end
+      if order.carried then rows:streams(size) elseif order.shuffle == false then rows:shuffle() else rows:shuffle(order.seed or 0, epoch) end
       set.ordered[rows] = wanted
     end
     local last = math.min(n, first + size - 1)

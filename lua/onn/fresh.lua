@@ -2,6 +2,7 @@
 -- takes its own when it is whole.
 local arch = require "onn.arch"
 local bpe_train = require "onn.bpe_train"
+local characters = require "onn.characters"
 local core = require "onn.core.ops"
 local files = require "onn.files"
 local json = require "onn.core.json"
@@ -35,7 +36,7 @@ function fresh.config(text, vocabulary)
     if config[name] == nil then config[name] = described.sizes[key] end
   end
   if config.tie_word_embeddings == nil then config.tie_word_embeddings = false end
-  if not config.rope_parameters and config.rope_theta == nil then config.rope_theta = described.sizes.rope.theta end
+  if described.sizes.rope and not config.rope_parameters and config.rope_theta == nil then config.rope_theta = described.sizes.rope.theta end
   return config
 end
 
@@ -99,7 +100,8 @@ local function copy_tokenizer(from, directory)
   return true
 end
 
--- Puts a tokenizer into `directory`: opt.tokenizer's, or one trained on the file opt.data with at most opt.vocabulary tokens.
+-- Puts a tokenizer into `directory`: opt.tokenizer's, or one trained on the file opt.data with at most opt.vocabulary
+-- tokens (opt.characters: single characters).
 -- Sets the config's vocab_size and end token to what it has. Returns true, or nil, message, code.
 function fresh.tokenizer(directory, config, opt)
   local ok, message, code
@@ -109,9 +111,15 @@ function fresh.tokenizer(directory, config, opt)
     local texts
     texts, message, code = texts_of(opt.data)
     if not texts then return nil, message, code end
-    local trained = bpe_train.train(texts, { vocabulary = opt.vocabulary })
-    config.vocab_size = #trained.tokens
-    ok, message, code = bpe_train.write(directory, trained, config.max_position_embeddings)
+    if opt.characters then
+      local known = characters.vocabulary(texts, opt.vocabulary)
+      config.vocab_size = #known
+      ok, message, code = characters.write(directory, known)
+    else
+      local trained = bpe_train.train(texts, { vocabulary = opt.vocabulary })
+      config.vocab_size = #trained.tokens
+      ok, message, code = bpe_train.write(directory, trained, config.max_position_embeddings)
+    end
   end
   if not ok then return nil, message, code end
   local tokenizer
@@ -131,8 +139,14 @@ local residual = { o = true, down = true }
 
 -- Matrices are normal with the config's initializer_range, norms 1, biases 0. The products that end in the residual stream are
 -- smaller by sqrt(2 layers), so that their sum over all layers keeps one layer's size. Numbers depend on the seed and the name only.
-local function first_value(t, deviation, seed)
-  local w = tensors.new("f32", t.shape)
+-- The net's own way goes first.
+local function first_value(described, t, deviation, seed)
+  local w, initial = tensors.new("f32", t.shape), described.net.initial
+  if initial then
+    local kind, size = initial(described.sizes, t)
+    if kind == "uniform" then return core.uniform(w, seed, "init/" .. t.name, 0, -size, size) end
+    return core.normal(w, seed, "init/" .. t.name, 0, size)
+  end
   if t.role:find "_bias$" then return w:fill(0) end
   if t.vector then return w:fill(1) end
   return core.normal(w, seed, "init/" .. t.name, 0, deviation)
@@ -163,7 +177,7 @@ function fresh.weights(directory, config, seed)
     local values = {}
     for _, stage in ipairs(described.stages) do
       for _, t in ipairs(stage.tensors) do
-        values[t.name] = first_value(t, residual[t.role] and range / math.sqrt(2 * described.sizes.layers) or range, seed)
+        values[t.name] = first_value(described, t, residual[t.role] and range / math.sqrt(2 * described.sizes.layers) or range, seed)
       end
     end
     return stores.write(directory .. "/model.safetensors", values, { format = "pt" })

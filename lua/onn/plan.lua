@@ -7,6 +7,7 @@ local Carries = require "onn.carries"
 local data = require "onn.data"
 local lora = require "onn.nn.lora"
 local memory = require "onn.plan.memory"
+local plain = require "onn.plan.plain"
 
 local plan = {}
 
@@ -349,6 +350,7 @@ end
 -- Session:ahead takes), fits, minimum (the least peak of all ways that
 -- were looked at: all, where none fits), trained_layers, lowest, parameters}.
 function plan.training(model, opt)
+  if plain.applies(model) then return plain.training(model, opt) end
   local f, best, least = facts_of(model, opt), nil, math.huge
   local function try(p)
     least = math.min(least, p.peak)
@@ -385,6 +387,7 @@ end
 -- chunk, slots, prefetch, rates, adapter (its bytes).
 -- Returns {weights, cache, working, peak, slots, tile, ring, bytes_per_sweep, seconds_per_sweep (of reading), fits, minimum, dtype}.
 function plan.inference(model, opt)
+  if plain.applies(model) then return plain.inference(model, opt) end
   local c, budget, rates = model.sizes, opt.budget or math.huge, opt.rates or unknown_rates
   local sequences = opt.sequences or 1
   local shape = { rank = 0, seq_len = opt.seq_len or opt.tokens }

@@ -9,6 +9,7 @@
 --   batch(sizes, given)      -> optional: the batch of named tensors, or nil and a message (default: onn.batch.from_ids)
 --   dtype                    -> optional: the arithmetic's only one
 --   initial(sizes, tensor)   -> optional: what a new one begins with: "normal", deviation or "uniform", bound (see onn.fresh)
+--   elements(sizes)          -> optional: numbers that training holds for a token (onn.plan.plain)
 --   cache(model, slots)      -> optional: what generation keeps between tokens (default: onn.cache's keys and values)
 --   memory(model, sequences) -> optional: what training on a stream carries from one update to the next (onn.recurrent_state)
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"

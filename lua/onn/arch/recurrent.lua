@@ -99,6 +99,12 @@ function recurrent.stages(c)
   return stages
 end
 
+-- Numbers that training holds for a token, all layers together (onn.plan.plain).
+function recurrent.elements(c)
+  local layer = c.directions * (4 * gates[c.cell] * c.hidden + 3 * c.hidden + 4 * c.out)
+  return c.embedding + c.layers * layer + 3 * c.outputs
+end
+
 -- torch.nn's own: embeddings normal, everything else uniform within 1 / sqrt(width). Returns "normal", deviation or "uniform", bound.
 function recurrent.initial(c, t)
   if t.role == "embed" then return "normal", c.range or 1 end

@@ -338,14 +338,14 @@ rules.recurrent = {
     local first, first_cell = state and state.first, state and state.first_cell
     local y, last, last_cell, kept, cells = core.recurrent(i[1], w, i[3], i[4], starts, first, first_cell, layer.cell, layer.reverse, s.keep)
     if s.keep then
-      s.layer, s.w, s.bias, s.projection, s.a, s.b, s.starts, s.first, s.first_cell = layer, w, i[3], i[4], a, b, starts, first, first_cell
-      s.y, s.kept, s.cells = y, kept, cells
+      s.layer, s.w, s.bias, s.projection, s.a, s.b, s.borders, s.first, s.first_cell = layer, w, i[3], i[4], a, b, starts, first, first_cell
+      s.y, s.kept, s.cells = raw.view(y, y:shape()), kept, cells -- y itself goes when the next stage is done with it
     end
     return y, last, last_cell
   end,
   backward = function(s, dy, c)
     local layer, weights = s.layer, (c.leaf(2) or c.leaf(3) or c.leaf(4) or s.a) ~= nil
-    local dx, dstate, previous, projected, dout = core.recurrent_backward(dy, s.w, s.bias, s.projection, s.starts, s.first, s.first_cell,
+    local dx, dstate, previous, projected, dout = core.recurrent_backward(dy, s.w, s.bias, s.projection, s.borders, s.first, s.first_cell,
       layer.cell, layer.reverse, s.y, s.kept, s.cells, weights)
     if c.leaf(2) or c.leaf(3) then core.linear_backward_weight(c.leaf(2), c.leaf(3), dstate, previous, c.starts) end
     if c.leaf(4) then core.linear_backward_weight(c.leaf(4), nil, dout, projected, c.starts) end
@@ -355,6 +355,12 @@ rules.recurrent = {
     end
     return dx
   end,
+}
+
+-- nll (rows) as a loss whose gradient is `scale` everywhere, however it came about.
+rules.loss = {
+  forward = function(s, i, scale) s.shape, s.scale = i[1]:shape(), scale; return raw.clone(i[1]) end,
+  backward = function(s) return tensors.new("f32", s.shape):fill(s.scale) end,
 }
 
 -- x, w, bias

@@ -70,10 +70,10 @@ local function apply(rule, inputs, ...)
       if t and (tape.tracked[t] or leaves[t]) then wanted = true break end
     end
   end
-  local saved = { keep = wanted }
+  local saved = { keep = wanted, starts = tape and tape.starts }
   local outputs = { rule.forward(saved, inputs, ...) }
   if wanted then
-    local node = { rule = rule, inputs = inputs, outputs = outputs, saved = saved, starts = tape.starts }
+    local node = { rule = rule, inputs = inputs, outputs = outputs, saved = saved }
     tape.nodes[#tape.nodes + 1] = node
     for _, y in ipairs(outputs) do tape.tracked[y] = true end
   end
@@ -113,7 +113,7 @@ function Tape:backward(seeds, starts)
     end
     if any then
       local inputs = node.inputs
-      local context = { starts = node.starts or starts, dy = dy,
+      local context = { starts = node.saved.starts or starts, dy = dy,
         wants = function(k) local t = inputs[k]; return t ~= nil and (self.tracked[t] or leaves[t] ~= nil) end,
         leaf = function(k) return inputs[k] and leaves[inputs[k]] end,
         old = function(k) local t = inputs[k]; return not leaves[t] and owned[t] and grads[t] or nil end }
