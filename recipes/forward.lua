@@ -37,22 +37,32 @@ local machine = runtime.apply(opt)
 local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 local input = cli.check(store.open(opt.input))
-if not input:info "input_ids" then cli.fail(("%s: no tensor 'input_ids'"):format(opt.input)) end
-local ids = cli.check(input:read "input_ids")
-local labels = input:info "labels" and cli.check(input:read "labels")
-local checked = corpora.new()
-local fits, misfit = pcall(checked.add_tensor, checked, ids, labels)
-if not fits then cli.fail(("%s: %s"):format(opt.input, misfit)) end
-local id, row, place = checked:beyond(model.sizes.vocabulary)
-if id then
-  cli.fail(("%s: token %d of row %d is %d; the model has ids 0 to %d"):format(opt.input, place, row, id, model.sizes.vocabulary - 1))
+local given = {}
+for _, name in ipairs { "input_ids", "x", "labels", "y", "token_type_ids" } do
+  if input:info(name) then given[name] = cli.check(input:read(name)) end
 end
-local shape = ids:shape()
-if #shape ~= 2 then cli.fail(("%s: input_ids should be (rows, length)"):format(opt.input)) end
+local ids, labels = given.input_ids or not model.net.data and given.x or nil, given.labels
+if not ids and not (given.x and model.net.data) then
+  cli.fail(("%s: no tensor '%s'"):format(opt.input, model.net.data and "x" or "input_ids"))
+end
+local shape = (ids or given.x):shape()
+if ids then
+  local checked = corpora.new()
+  local fits, misfit = pcall(checked.add_tensor, checked, ids, labels and #labels:shape() == 2 and labels or nil)
+  if not fits then cli.fail(("%s: %s"):format(opt.input, misfit)) end
+  local id, row, place = checked:beyond(model.sizes.vocabulary)
+  if id then
+    cli.fail(("%s: token %d of row %d is %d; the model has ids 0 to %d"):format(opt.input, place, row, id, model.sizes.vocabulary - 1))
+  end
+  if #shape ~= 2 then cli.fail(("%s: input_ids should be (rows, length)"):format(opt.input)) end
+else
+  shape = { shape[1], 1 }
+end
+local outputs_each = model.sizes.outputs or model.sizes.vocabulary or model.sizes.width
 
 -- What is written stays in memory until the end: it is no part of what the plans may use, but for the logits' first making.
 local tokens, width = shape[1] * shape[2], model.sizes.width
-local logits, hidden = tokens * model.sizes.vocabulary * 4, opt.hidden and tokens * width * 8 or 0
+local logits, hidden = tokens * outputs_each * 4, opt.hidden and tokens * width * 8 or 0
 local how = { chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, seq_len = shape[2] }
 local function planned(kind, more)
   for key, value in pairs(more) do how[key] = value end
@@ -74,16 +84,27 @@ end
 local least = math.max(needs.minimum + hidden, back and back.minimum + hidden + logits or 0)
 if not needs.fits or back and not back.fits then
   cli.fail(("forward: logits of (%d, %d, %d) take %s, and the run with them at least %s; the budget is %s: give fewer rows at a time"):format(
-    shape[1], shape[2], model.sizes.vocabulary, units.bytes(logits), units.bytes(least), units.bytes(machine.budget)))
+    shape[1], shape[2], outputs_each, units.bytes(logits), units.bytes(least), units.bytes(machine.budget)))
 end
 cli.check(model:load_by(needs.ring))
 local adapter = opt.adapter and cli.check(lora.load(model, opt.adapter))
 local outputs = {}
-local b = batch.from_ids(ids, labels)
+local b, misfit
+if model.net.batch then
+  b, misfit = model.net.batch(model.sizes, given)
+  if not b then cli.fail(("%s: %s"):format(opt.input, misfit)) end
+else
+  b = batch.from_ids(ids, labels)
+end
 
 local carry = model:forward(model:carry(b), { training = false })
-outputs.logits = carry.logits:view { shape[1], shape[2], model.sizes.vocabulary }
-if opt.hidden then outputs.hidden = carry.last_hidden:to("f32"):view { shape[1], shape[2], model.sizes.width } end
+local per_token = ids and carry.logits:size(1) == tokens and tokens ~= shape[1]
+local function shaped(t) return per_token and t:view { shape[1], shape[2], t:size(2) } or t end
+outputs.logits = shaped(carry.logits)
+if opt.hidden then
+  if not carry.last_hidden then cli.fail("forward: --hidden: this model has no single input of a head") end
+  outputs.hidden = shaped(carry.last_hidden:to "f32")
+end
 
 if opt.gradients then
   cli.check(model:load_by(back.ring))
@@ -95,5 +116,5 @@ if opt.gradients then
   for _, p in ipairs(params) do outputs["grad." .. p.name] = p.gradients[1] end
 end
 cli.check(store.write(opt.output, outputs, { format = "pt" }))
-local finite = select(2, core.total(outputs.logits:view { -1 }, false)) == 0
+local finite = select(2, core.total(outputs.logits:contiguous():view { -1 }, false)) == 0
 if not finite then cli.fail("forward: the logits are not all finite") end

@@ -31,8 +31,12 @@ if wrong then cli.fail("train: " .. wrong, 2) end
 settings.apply(opt, opt.model)
 local machine = runtime.apply(opt)
 
-local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
+local model = cli.check(Model.open(opt.model, { dtype = opt.dtype, seed = opt.seed }))
 if #model.missing > 0 then cli.fail(model:why_not()) end
+if model.unwritten and not opt.full then
+  cli.note("%s has no weights beside it: new ones are trained (--full)", opt.model)
+  opt.full = true
+end
 opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
 local chosen, unknown = layers.parse(opt.layers, model, opt)
 if chosen == false then cli.fail(unknown, 2) end
@@ -43,11 +47,11 @@ if opt.adapter then
 end
 local resume, replaced
 if not opt.dry_run then resume, replaced = checkpoint.choose(opt) end
-local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
+local tokenizer = not model.net.data and not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
 opt.vocab_size = model.sizes.vocabulary
-local set = cli.check(data.open(opt.data, tokenizer, opt))
+local set = cli.check(data.open(opt.data, tokenizer, opt, model))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
-local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt))
+local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt, model))
 
 local rates = limit.rates(model, opt.scratch or opt.out)
 local plans = training.plan(model, opt, set, rates, held_out)

@@ -6,6 +6,7 @@ local characters = require "onn.characters"
 local core = require "onn.core.ops"
 local files = require "onn.files"
 local json = require "onn.core.json"
+local Model = require "onn.model"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
 local system = require "onn.core.system"
@@ -141,12 +142,8 @@ local residual = { o = true, down = true }
 -- smaller by sqrt(2 layers), so that their sum over all layers keeps one layer's size. Numbers depend on the seed and the name only.
 -- The net's own way goes first.
 local function first_value(described, t, deviation, seed)
-  local w, initial = tensors.new("f32", t.shape), described.net.initial
-  if initial then
-    local kind, size = initial(described.sizes, t)
-    if kind == "uniform" then return core.uniform(w, seed, "init/" .. t.name, 0, -size, size) end
-    return core.normal(w, seed, "init/" .. t.name, 0, size)
-  end
+  if described.net.initial then return Model.initial(described.net, described.sizes, t, seed) end
+  local w = tensors.new("f32", t.shape)
   if t.role:find "_bias$" then return w:fill(0) end
   if t.vector then return w:fill(1) end
   return core.normal(w, seed, "init/" .. t.name, 0, deviation)

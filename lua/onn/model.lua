@@ -6,6 +6,7 @@ local numbers = require "onn.core.ops"
 local rope = require "onn.nn.rope"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
+local system = require "onn.core.system"
 local trace = require "onn.trace"
 
 local Model = {}
@@ -22,6 +23,16 @@ local function choose_dtype(wanted, store)
   local _, native = core.backend()
   return native and (bytes.BF16 or 0) + (bytes.F16 or 0) > (bytes.F32 or 0) and "bf16" or "f32"
 end
+
+-- A tensor as a net begins with it, f32; its numbers depend on the seed and its name alone.
+local function initial(net, sizes, t, seed)
+  local kind, size = net.initial(sizes, t)
+  local w = core.new("f32", t.shape)
+  if kind == "constant" then return w:fill(size) end
+  if kind == "uniform" then return numbers.uniform(w, seed, "init/" .. t.name, 0, -size, size) end
+  return numbers.normal(w, seed, "init/" .. t.name, 0, size)
+end
+Model.initial = initial
 
 -- A config as it is for a classifier of these labels; what it calls its own, in the same order, stays.
 local function with_classes(config, labels)
@@ -41,6 +52,7 @@ function Model.open(path, opt)
   opt = opt or {}
   local found, message, code = files.resolve(path)
   if not found then return nil, message, code end
+  if found:find "%.lua$" then return Model.open_definition(found, opt) end
   local store
   store, message, code = stores.open(found)
   if not store then return nil, message, code end
@@ -70,9 +82,31 @@ function Model.open(path, opt)
   return self
 end
 
--- Reads a tensor of a stage in `dtype` (nil: as it is stored), or makes it: matrices normal with deviation t.fresh, biases 0.
+-- Opens a Lua file that defines a model (onn.nn), with the weights of the .safetensors file beside it that has its name, or with new
+-- ones (`unwritten`). The file is run: it is the user's own. Returns the model, or nil, message, code.
+function Model.open_definition(path, opt)
+  local definition = require "onn.nn.definition"
+  local described, message, code = definition.open(path)
+  if not described then return nil, message, code end
+  local beside, store = path:gsub("%.lua$", ".safetensors"), nil
+  local written = system.exists(beside)
+  if written then
+    store, message, code = stores.open(beside)
+    if not store then return nil, message, code end
+  end
+  local self = setmetatable({ path = path, directory = path:match "^(.*)/[^/]*$" or ".", store = store or definition.no_store,
+    unwritten = not written, resident = false, config = {}, seed = opt.seed or 0 }, Model)
+  self.missing = arch.check(described, self.store, not written)
+  self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
+  self.net, self.run, self.dtype = described.net, described.net.forward, described.net.dtype
+  return self
+end
+
+-- Reads a tensor of a stage in `dtype` (nil: as it is stored), or makes it: as its net begins, else matrices normal with deviation
+-- t.fresh and biases 0.
 function Model:read(t, dtype)
   if not t.made then return self.store:read(t.name, dtype) end
+  if self.net.initial then return initial(self.net, self.sizes, t, self.seed) end
   local value = core.zeros(dtype or "f32", t.shape)
   if #t.shape > 1 then numbers.normal(value, self.seed, t.name, 0, t.fresh) end
   return value
@@ -134,11 +168,13 @@ end
 
 function Model:parameters()
   local total = 0
-  for _, name in ipairs(self.store:names()) do
+  local function add(shape)
     local n = 1
-    for _, size in ipairs(self.store:info(name).shape) do n = n * size end
+    for _, size in ipairs(shape) do n = n * size end
     total = total + n
   end
+  for _, name in ipairs(self.store:names()) do add(self.store:info(name).shape) end
+  for _, stage in ipairs(self.unwritten and self.stages or {}) do for _, t in ipairs(stage.tensors) do add(t.shape) end end
   return total
 end
 

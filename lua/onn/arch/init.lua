@@ -2,13 +2,15 @@
 -- A family is one file in arch/families; it may build on another (base). Its `net` names the module onn.arch.NET that runs it
 -- (default: decoder). A net has
 --   describe(config, family, has) -> sizes and switches, or nil and a list of what is wrong
---   stages(sizes, has)       -> {name, kind, index, layers = {{role, name, out, into}}, tensors = {{name, shape, role, vector}}, shares}
+--   stages(sizes, has)       -> {name, kind, index, layers = {{role, name, out, into, tensor}}, tensors = {{name, shape, role, vector}}, shares}
+--                               (a layer's tensor: its weight's name, default: name .. ".weight")
 --   start(model, batch)      -> the first carry
 --   forward(sizes, stage, carry, ctx) -> the next carry; the last stage gives carry.nll where ctx.labels are, else carry.logits
 --   ignorable(name)          -> optional: does nothing read this tensor of a checkpoint?
 --   batch(sizes, given)      -> optional: the batch of named tensors, or nil and a message (default: onn.batch.from_ids)
 --   dtype                    -> optional: the arithmetic's only one
---   initial(sizes, tensor)   -> optional: what a new one begins with: "normal", deviation or "uniform", bound (see onn.fresh)
+--   initial(sizes, tensor)   -> optional: what a new one begins with: "normal", deviation; "uniform", bound; or "constant", value
+--   data(model, source, opt) -> optional: the set (onn.data) of a source that is no text
 --   elements(sizes)          -> optional: numbers that training holds for a token (onn.plan.plain)
 --   cache(model, slots)      -> optional: what generation keeps between tokens (default: onn.cache's keys and values)
 --   memory(model, sequences) -> optional: what training on a stream carries from one update to the next (onn.recurrent_state)
