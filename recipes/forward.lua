@@ -41,9 +41,9 @@ local given = {}
 for _, name in ipairs { "input_ids", "x", "labels", "y", "token_type_ids" } do
   if input:info(name) then given[name] = cli.check(input:read(name)) end
 end
-local ids, labels = given.input_ids or not model.net.data and given.x or nil, given.labels
-if not ids and not (given.x and model.net.data) then
-  cli.fail(("%s: no tensor '%s'"):format(opt.input, model.net.data and "x" or "input_ids"))
+local ids, labels = given.input_ids or not model.net.open_data and given.x or nil, given.labels
+if not ids and not (given.x and model.net.open_data) then
+  cli.fail(("%s: no tensor '%s'"):format(opt.input, model.net.open_data and "x" or "input_ids"))
 end
 local shape = (ids or given.x):shape()
 if ids then

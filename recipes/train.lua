@@ -47,7 +47,7 @@ if opt.adapter then
 end
 local resume, replaced
 if not opt.dry_run then resume, replaced = checkpoint.choose(opt) end
-local tokenizer = not model.net.data and not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
+local tokenizer = not model.net.open_data and not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
 opt.vocab_size = model.sizes.vocabulary
 local set = cli.check(data.open(opt.data, tokenizer, opt, model))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end

@@ -103,11 +103,11 @@ end
 
 -- open(source, tokenizer, opt): source is a path (JSONL, a JSON array, text, safetensors with input_ids) or a list of rows. The
 -- tokenizer may be nil for safetensors. opt: seq_len (512), prompt_key, completion_key, template, loss, pack, vocab_size (ids from there
--- on are refused). model: whose data it is; one that is not made of tokens reads it itself (net.data).
+-- on are refused). model: whose data it is; one that is not made of tokens reads it itself (net.open_data).
 -- Returns a set {corpus, kind, tokens, samples, supervised, supervised_bytes, truncated, skipped}; or nil, message, code.
 function data.open(source, tokenizer, opt, model)
   opt = opt or {}
-  if model and model.net.data then return model.net.data(model, source, opt) end
+  if model and model.net.open_data then return model.net.open_data(model, source, opt) end
   local settings = { seq_len = opt.seq_len or 512, pack = opt.pack, prompt_key = opt.prompt_key, completion_key = opt.completion_key,
     template = opt.template, loss = opt.loss }
   local set = { corpus = corpora.new(), path = type(source) == "string" and source or "the rows given", truncated = 0, skipped = 0,

@@ -188,13 +188,18 @@ function Model:visit(i, f)
 end
 
 -- Runs the last stage for all items, each by way of around(item, step): three steps where its weight comes in row tiles, else one.
--- A step is a function of a carry that gives the next carry; parts of the weight are used outside of `around`.
-function Model:run_head(items, around)
+-- A step is a function of a carry that gives the next carry; parts of the weight are used outside of `around`. Then done(item) hears of each,
+-- in order, while the weights of a stage that is no "head" are there still.
+function Model:run_head(items, around, done)
+  local function finished()
+    for _, item in ipairs(done and items or {}) do done(item) end
+  end
   local i, sizes = #self.stages, self.sizes
   local stage, steps = self.stages[i], self.net.head
   if not self.ring or stage.kind ~= "head" then
     return self:visit(i, function()
       for _, item in ipairs(items) do around(item, function(carry) return self.run(sizes, stage, carry, item.ctx) end) end
+      finished()
     end)
   end
   for _, item in ipairs(items) do around(item, function(carry) return steps.begin(sizes, stage, carry, item.ctx) end) end
@@ -202,6 +207,7 @@ function Model:run_head(items, around)
     for _, item in ipairs(items) do steps.part(item.carry, item.ctx, weight, first) end
   end)
   for _, item in ipairs(items) do around(item, function(carry) return steps.finish(carry, item.ctx) end) end
+  finished()
 end
 
 -- Runs every stage without gradients for all items {carry, ctx}, stage by stage; each item's carry becomes the last one.

@@ -165,8 +165,7 @@ function Run:head(items, total)
   end
   model:run_head(items, function(item, step)
     item.carry = back and record(item.tapes[last], step, item.carry) or scope(step, item.carry)
-  end)
-  for _, item in ipairs(items) do
+  end, function(item)
     total = core.running_sum(item.carry.nll, total)
     local input = item.carry.last_hidden
     if input and input ~= item.carry.hidden then input:free() end
@@ -177,7 +176,7 @@ function Run:head(items, total)
     end
     item.carry.nll:free()
     item.carry, item.tapes[last] = nil, nil
-  end
+  end)
   trace.span(model.stages[last].name, "forward", began)
   return total
 end

@@ -10,7 +10,7 @@
 --   batch(sizes, given)      -> optional: the batch of named tensors, or nil and a message (default: onn.batch.from_ids)
 --   dtype                    -> optional: the arithmetic's only one
 --   initial(sizes, tensor)   -> optional: what a new one begins with: "normal", deviation; "uniform", bound; or "constant", value
---   data(model, source, opt) -> optional: the set (onn.data) of a source that is no text
+--   open_data(model, source, opt) -> optional: the set (onn.data) of a source that is not made of tokens
 --   elements(sizes)          -> optional: numbers that training holds for a token (onn.plan.plain)
 --   cache(model, slots)      -> optional: what generation keeps between tokens (default: onn.cache's keys and values)
 --   memory(model, sequences) -> optional: what training on a stream carries from one update to the next (onn.recurrent_state)

@@ -1,5 +1,5 @@
 -- A model that a Lua file defines with onn.nn: its stages, its net (what onn.arch says a net is), and opening the file.
-local arrays = require "onn.data.arrays"
+local tables = require "onn.data.tables"
 local nearest = require "onn.nearest"
 local ops = require "onn.ops"
 local run = require "onn.nn.run"
@@ -10,13 +10,14 @@ local definition = {}
 
 local function product(shape)
   local n = 1
-  for _, size in ipairs(shape) do n = n * size end
+  for _, size in ipairs(shape) do n = n * (size == "any" and 1 or size) end
   return n
 end
 
 -- Gives every module below `m` its path, and the stage their tensors and layers.
 local function collect(m, path, stage)
   m.path = path
+  stage.numbers = (stage.numbers or 0) + (m.out or 0)
   for _, p in ipairs(m.parameters or {}) do
     local t = { name = path .. p[1], role = path .. p[2], shape = p[3], vector = #p[3] == 1, initial = p.initial, fresh = true }
     stage.tensors[#stage.tensors + 1], stage.width = t, m.out
@@ -41,7 +42,7 @@ local function stages_of(list)
     elseif last then
       for _, key in ipairs { "tensors", "layers" } do for _, t in ipairs(stage[key]) do table.insert(last[key], t) end end
       table.insert(last.modules, m)
-      last.width = stage.width or last.width
+      last.width, last.numbers = stage.width or last.width, last.numbers + stage.numbers
     else
       stage.index = 0
       stages[1] = stage
@@ -58,7 +59,7 @@ function losses.square(output, y)
   return ops.mean(ops.square(ops.sub(ops.view(ops.contiguous(output), wide), y:view(wide))))
 end
 
-local net = { dtype = "f32", data = arrays.open, custom = true }
+local net = { dtype = "f32", open_data = tables.open, custom = true }
 definition.net = net
 
 function net.initial(_, t) return t.initial[1], t.initial[2] end
@@ -66,7 +67,7 @@ function net.initial(_, t) return t.initial[1], t.initial[2] end
 function net.elements(c) return c.elements end
 
 function net.batch(c, given)
-  local b, message = arrays.batch(given.x, given.y or given.labels, c)
+  local b, message = tables.batch(given.x, given.y or given.labels, c)
   return b, message
 end
 
@@ -90,7 +91,7 @@ function net.forward(c, stage, carry, ctx)
     local x = carry.hidden or carry.x
     for _, m in ipairs(stage.modules) do x = m(x) end
     if not tensors.is_tensor(x) then error(("stage '%s' gives no tensor"):format(stage.name), 0) end
-    if stage.last then last_of(c, out, x, ctx) else out.hidden = x:contiguous() end
+    if stage.last then last_of(c, out, x, ctx) else out.hidden = ops.view(x:contiguous(), x:shape()) end -- a handle of its own: the sweep frees it
   end)
   return out
 end
@@ -98,7 +99,7 @@ end
 local known = { "input", "loss", "name", "ids" }
 
 -- A model: modules in their order, and
---   input   shape of a row of x, without the rows: { 8 }, { 3, 32, 32 }
+--   input   shape of a row of x, without the rows: { 8 }, { 3, 32, 32 }; "any" is a size that is not fixed
 --   ids     true: x holds ids, i32, and not numbers
 --   loss    "classes" (y: class numbers; outputs are logits), "square" (y like the output), or f(output, y) -> a loss for each row
 -- Each module with weights is a stage: it passes through memory by itself where the model is streamed.
@@ -120,7 +121,7 @@ function definition.model(fields)
   last.last = true
   for _, stage in ipairs(stages) do
     width = stage.width or width
-    elements = elements + 8 * (stage.width or 0) * #stage.modules
+    elements = elements + 32 * stage.numbers + 4 * (stage.width or 0) * #stage.modules
   end
   return { sizes = { width = width or elements, layers = #stages, positions = 2 ^ 31 - 1, outputs = loss == "classes" and width or nil,
     input = fields.input, ids = fields.ids, loss = loss, elements = elements, names = {} }, stages = stages, net = net,

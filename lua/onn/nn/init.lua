@@ -51,6 +51,9 @@ local function list_of(list, forward)
   return module { name = list.name, children = children, forward = forward }
 end
 
+-- Rows of the batch that goes through now.
+function nn.rows() return run.rows() end
+
 -- One module after another.
 function nn.sequential(list)
   return list_of(list, function(self, x)

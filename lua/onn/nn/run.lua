@@ -20,6 +20,7 @@ local function present() return now or error("onn.nn: a module runs only while i
 
 -- The tensor, or the layer {weight, bias, adapter}, of a role.
 function run.weight(role) return present().weights[role] or error("onn.nn: no weight '" .. role .. "' in this stage", 2) end
+function run.rows() return present().rows end
 function run.ctx() return present().ctx end
 
 -- f() where the operations see `count` rows: as many for each of the batch's rows. Their sums over rows then end at the same borders, so

@@ -4,6 +4,8 @@ local memory = require "onn.plan.memory"
 
 local plain = {}
 
+local SCRATCH = 2e6 -- of kernels
+
 function plain.applies(model) return model.sizes.heads == nil end
 
 local function per_token(model) return 4 * (model.net.elements and model.net.elements(model.sizes) or 4 * (model.sizes.width or 0)) end
@@ -39,7 +41,7 @@ function plain.training(model, opt)
   local adapter = 0
   for _, m in ipairs(modules) do adapter = adapter + (m.out + m.into) * (opt.rank or 0) end
   p.adapter_parameters, p.parameters = adapter, opt.full and model:parameters() or adapter
-  if not opt.full and (opt.slots or p.weights + p.state > budget) then
+  if not opt.full and not model.unwritten and (opt.slots or p.weights + p.state > budget) then
     p.ring, p.weights, p.streamed, p.slot = ring_of(model, opt)
     p.slots, p.chunk, p.bytes_per_step = p.ring.slots, p.ring.chunk, 2 * p.streamed
   end
@@ -49,10 +51,11 @@ function plain.training(model, opt)
   while not opt.micro_batch and micro > 1 and p.weights + p.state + each * rows > budget do micro = math.ceil(micro / 2) end
   p.micro_batch, p.micros = micro, math.ceil(rows / micro)
   p.kept, p.rebuilt = p.recompute and 0 or stages, p.recompute and stages or 0
-  p.working = each * (p.recompute and micro or rows)
+  p.working = each * (p.recompute and micro or rows) + SCRATCH
   p.together = p.micros
   p.peak = p.weights + p.state + p.working
-  p.minimum, p.fits = p.weights + p.state + each * micro, p.weights + p.state + each * micro <= budget
+  p.minimum = p.weights + p.state + each * micro + SCRATCH
+  p.fits = p.minimum <= budget
   p.tokens_per_step = rows * (opt.row_tokens or opt.seq_len or 1)
   p.flops_per_token = (opt.full and 6 or 4) * matrices(model)
   p.seconds_per_step = p.flops_per_token * p.tokens_per_step / rates.product
@@ -63,9 +66,9 @@ end
 -- See onn.plan's inference.
 function plain.inference(model, opt)
   local budget = opt.budget or math.huge
-  local p = { cache = 0, working = per_token(model) * math.max(opt.tokens or 1, opt.carried or 0) + (opt.adapter or 0), dtype = model.dtype,
+  local p = { cache = 0, working = SCRATCH + per_token(model) * math.max(opt.tokens or 1, opt.carried or 0) + (opt.adapter or 0), dtype = model.dtype,
     weights = memory.weights(model), bytes_per_sweep = 0, seconds_per_sweep = 0 }
-  if opt.slots or p.weights + p.working > budget then
+  if not model.unwritten and (opt.slots or p.weights + p.working > budget) then
     p.ring, p.weights, p.bytes_per_sweep, p.slot = ring_of(model, opt)
     p.slots, p.chunk = p.ring.slots, p.ring.chunk
     p.seconds_per_sweep = opt.rates and p.bytes_per_sweep / opt.rates.disk() or 0

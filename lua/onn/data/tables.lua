@@ -5,7 +5,7 @@ local stores = require "onn.core.store"
 local system = require "onn.core.system"
 local tensors = require "onn.core.tensor"
 
-local arrays = {}
+local tables = {}
 
 local function shape_text(shape) return "(" .. table.concat(shape, ", ") .. ")" end
 
@@ -41,7 +41,7 @@ end
 local function check(x, y, c)
   local shape, input = x:shape(), c.input
   local same = #shape == #input + 1 and shape[1] > 0
-  for d = 1, #input do same = same and shape[d + 1] == input[d] end
+  for d = 1, #input do same = same and (input[d] == "any" or shape[d + 1] == input[d]) end
   if not same then return nil, ("x is %s, expected (rows, %s)"):format(shape_text(shape), table.concat(input, ", ")) end
   x = x:to(c.ids and "i32" or "f32")
   if not y then return x end
@@ -56,7 +56,7 @@ local function check(x, y, c)
 end
 
 -- The batch of all rows; or nil and what is wrong.
-function arrays.batch(x, y, c)
+function tables.batch(x, y, c)
   if not x then return nil, "there is no tensor 'x'" end
   local wrong
   x, wrong = check(x, y, c)
@@ -73,7 +73,7 @@ function Rows.shuffle(self, seed, epoch)
   local order = self.order
   for i = 1, self.count do order[i] = i end
   if not seed then return end
-  local site = ("arrays/order/%d"):format(epoch)
+  local site = ("tables/order/%d"):format(epoch)
   for i = self.count, 2, -1 do
     local other = 1 + math.floor(core.random(seed, site, i) * i)
     order[i], order[other] = order[other], order[i]
@@ -123,7 +123,7 @@ local function read(path)
 end
 
 -- The set of a file for a model (see onn.data.open); or nil, message, code.
-function arrays.open(model, path)
+function tables.open(model, path)
   if type(path) ~= "string" then return nil, "rows in a table are text; this model takes a file with x and y", "argument" end
   local x, y, sum = read(path)
   if not x then return nil, y, sum end
@@ -133,8 +133,8 @@ function arrays.open(model, path)
   y = wrong
   tensors.keep(x, y)
   local count = x:size(1)
-  return { corpus = sized(Corpus, { count = count, x = x, y = y, sum = sum }), kind = "arrays", path = path, samples = count, tokens = count,
+  return { corpus = sized(Corpus, { count = count, x = x, y = y, sum = sum }), kind = "tables", path = path, samples = count, tokens = count,
     supervised = count, truncated = 0, skipped = 0, only_last = 0, plans = {}, ordered = {}, seq_len = 1 }
 end
 
-return arrays
+return tables
