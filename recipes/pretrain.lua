@@ -73,8 +73,8 @@ local set = cli.check(data.open(opt.data, tokenizer, opt))
 local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt))
 cli.check(model:load())
 opt.carried = training.carried(model, opt)
-local order = { carried = opt.carried, batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = true, seed = opt.seed,
-  epoch = 0, cursor = 0 }
+local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = true, seed = opt.seed,
+  carried = opt.carried, epoch = 0, cursor = 0 }
 local per_epoch = data.updates(set, order)
 opt.total_steps, opt.sweep = opt.steps or per_epoch * opt.epochs, plans.sweep
 local session = cli.check(Session.new(model, opt))

@@ -64,8 +64,8 @@ if not plans.fits then cli.fail("train: " .. training.too_large(plans, machine.b
 cli.check(model:load { ring = plans.ring, progress = report.loading(#model.stages) })
 
 opt.carried = training.carried(model, opt)
-local order = { carried = opt.carried, batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle ~= false,
-  seed = opt.seed, epoch = 0, cursor = 0 }
+local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle ~= false,
+  carried = opt.carried, seed = opt.seed, epoch = 0, cursor = 0 }
 local per_epoch = data.updates(set, order)
 for _, note in ipairs(data.notes(set, order)) do cli.note("data      %s", note) end
 local total = opt.steps or per_epoch * opt.epochs

@@ -82,7 +82,8 @@ function model_files.write(model, directory, values, dtype)
   local ok, message, code = system.mkdir_p(directory)
   if not ok then return nil, message, code end
   local writer
-  writer, message, code = stores.writer(directory .. "/" .. (definition and definition:gsub("%.lua$", ".safetensors") or "model.safetensors"), { format = "pt" })
+  local name = definition and definition:gsub("%.lua$", ".safetensors") or "model.safetensors"
+  writer, message, code = stores.writer(directory .. "/" .. name, { format = "pt" })
   if not writer then return nil, message, code end
   ok, message, code = write_all(model, writer, values, dtype)
   writer:abort() -- no longer has a meaning where it has ended
@@ -95,9 +96,9 @@ function model_files.write(model, directory, values, dtype)
   if not config then return nil, message, code end
   if dtype then config.dtype, config.torch_dtype = config_names[dtype], config_names[dtype] end
   ok, message, code = system.write_file(directory .. "/config.json", json.encode(config, { pretty = true }) .. "\n")
-  for _, name in ipairs(copied) do
-    local text = ok and system.read_file(model.directory .. "/" .. name)
-    if text then ok, message, code = system.write_file(directory .. "/" .. name, text) end
+  for _, file in ipairs(copied) do
+    local text = ok and system.read_file(model.directory .. "/" .. file)
+    if text then ok, message, code = system.write_file(directory .. "/" .. file, text) end
   end
   return ok, message, code
 end

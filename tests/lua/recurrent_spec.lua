@@ -240,15 +240,15 @@ describe("a recurrent net", function()
     end
     local config = json.encode { architecture = "gru", embedding_size = 5, hidden_size = 8, num_layers = 2, dropout = 0.1 }
     onn("pretrain", config, path, "--characters", "--out", out, "--seq-len", "16", "--batch", "6", "--steps", "3")
-    local function train(to, ...)
+    local function whole_run(to, ...)
       onn("train", out, path, "--full", "--out", folder .. to, "--pack", "stream", "--seq-len", "12", "--batch", "5", "--lr", "1e-2",
         "--schedule", "constant", "--warmup", "0", ...)
       return support.read(folder .. to .. "/model.safetensors")
     end
-    local whole = train("/whole", "--epochs", "2")
-    assert.is_true(whole == train("/micro", "--epochs", "2", "--micro-batch", "2", "--threads", "1", "--recompute", "on"))
-    train("/part", "--epochs", "2", "--save-every", "7", "--keep", "9")
+    local whole = whole_run("/whole", "--epochs", "2")
+    assert.is_true(whole == whole_run("/micro", "--epochs", "2", "--micro-batch", "2", "--threads", "1", "--recompute", "on"))
+    whole_run("/part", "--epochs", "2", "--save-every", "7", "--keep", "9")
     for step = 14, 28, 7 do assert(system.remove_tree(("%s/part/checkpoint-%d"):format(folder, step))) end
-    assert.is_true(whole == train("/part", "--epochs", "2", "--resume"))
+    assert.is_true(whole == whole_run("/part", "--epochs", "2", "--resume"))
   end)
 end)
