@@ -12,9 +12,12 @@
 
 static Corpus *check_corpus(lua_State *L) { return luaL_checkudata(L, 1, CORPUS); }
 
+/* new(own): own: each label is its token's own, and batches leave it where it is */
 static int l_new(lua_State *L) {
+    int own = lua_toboolean(L, 1);
     Corpus *c = lua_newuserdata(L, sizeof *c);
     memset(c, 0, sizeof *c);
+    c->own = own;
     luaL_getmetatable(L, CORPUS);
     lua_setmetatable(L, -2);
     return 1;
@@ -274,7 +277,8 @@ static void put_number(lua_State *L, const char *name, int64_t value) {
 }
 
 /* rows:batch(first, count) -> {ids, labels, positions, starts (i32), rows (i64), tokens, sequences, longest, supervised} of rows
- * first .. first + count - 1 of the epoch's order (1-based). Labels are shifted: label t is the id at t + 1. */
+ * first .. first + count - 1 of the epoch's order (1-based). Labels are shifted: label t is the id at t + 1;
+ * those of a corpus of tokens' own labels are not. */
 static int l_rows_batch(lua_State *L) {
     Rows *rows = check_rows(L);
     int64_t first = check_integer(L, 2, 1, rows->rows) - 1, count = check_integer(L, 3, 1, rows->rows - first);

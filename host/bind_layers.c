@@ -56,17 +56,54 @@ static int l_rope_table(lua_State *L) {
     return 2;
 }
 
-/* Arguments q, k, v at `arg`..arg+2, then q_starts, k_starts, causal, window, scale. */
+/* What a table at `arg` adds to a mask, of `heads` heads; nil: nothing. */
+static void check_mask(lua_State *L, int arg, Mask *m, int64_t heads) {
+    if (lua_isnoneornil(L, arg))
+        return;
+    luaL_checktype(L, arg, LUA_TTABLE);
+    lua_getfield(L, arg, "cap");
+    lua_getfield(L, arg, "chunk");
+    lua_getfield(L, arg, "bias");
+    lua_getfield(L, arg, "zero");
+    lua_getfield(L, arg, "sinks");
+    int top = lua_gettop(L);
+    double cap = lua_isnil(L, top - 4) ? 0 : lua_tonumber(L, top - 4), chunk = lua_isnil(L, top - 3) ? 0 : lua_tonumber(L, top - 3);
+    double zero = lua_isnumber(L, top - 1) ? lua_tonumber(L, top - 1) : -1;
+    Tensor *bias = optional_tensor(L, top - 2), *sinks = optional_tensor(L, top);
+    if (!(cap >= 0))
+        luaL_argerror(L, arg, "'cap' is no number from 0 on");
+    if (!(chunk >= 0 && chunk < 0x1p40 && chunk == floor(chunk)))
+        luaL_argerror(L, arg, "'chunk' is no number of tokens");
+    m->cap = (float)cap;
+    m->chunk = (int64_t)chunk;
+    if (bias) {
+        if (bias->view.dims != 2 || bias->view.dtype != F32 || bias->view.shape[0] != heads || !bias->view.shape[1] || !tensor_contiguous(bias))
+            luaL_argerror(L, arg, lua_pushfstring(L, "'bias' is not contiguous f32 (%d heads, distances)", (int)heads));
+        if (!(zero >= 0 && zero < (double)bias->view.shape[1] && zero == floor(zero)))
+            luaL_argerror(L, arg, "'zero' is no entry of the bias");
+        m->bias = bias->view.data;
+        m->bias_size = bias->view.shape[1];
+        m->bias_zero = (int64_t)zero;
+    }
+    if (sinks) {
+        if (sinks->view.dtype != F32 || view_count(&sinks->view) != heads || !tensor_contiguous(sinks))
+            luaL_argerror(L, arg, lua_pushfstring(L, "'sinks' is not f32 of %d heads", (int)heads));
+        m->sinks = sinks->view.data;
+    }
+}
+
+/* Arguments q, k, v at `arg`..arg+2, then q_starts, k_starts, causal, window, scale; what else the mask has is a table at `more`. */
 typedef struct Attention {
     Tensor *q, *k, *v;
     Mask mask;
     float scale;
 } Attention;
 
-static Attention check_attention(lua_State *L, int arg) {
+static Attention check_attention(lua_State *L, int arg, int more) {
     Attention a = {float_heads(L, arg), float_heads(L, arg + 1), float_heads(L, arg + 2), {0}, 0};
-    const View *q = &a.q->view, *k = &a.k->view;
-    same_shape(L, arg + 2, a.v, a.k);
+    const View *q = &a.q->view, *k = &a.k->view, *v = &a.v->view;
+    if (v->dtype != k->dtype || v->shape[0] != k->shape[0] || v->shape[1] != k->shape[1])
+        luaL_argerror(L, arg + 2, "values want the keys' dtype, tokens and heads");
     if (k->dtype != q->dtype || k->shape[2] != q->shape[2] || !k->shape[1] || q->shape[1] % k->shape[1])
         luaL_argerror(L, arg + 1, "keys want the queries' dtype and head size, and a number of heads that divides theirs");
     Tensor *qs = check_starts(L, arg + 3, q->shape[0]), *ks = check_starts(L, arg + 4, k->shape[0]);
@@ -75,30 +112,46 @@ static Attention check_attention(lua_State *L, int arg) {
         luaL_argerror(L, arg + 4, "as many sequences of keys as of queries");
     a.mask.q_starts = qs->view.data;
     a.mask.k_starts = ks->view.data;
-    for (int64_t s = 0; s < a.mask.sequences; s++)
-        if (a.mask.k_starts[s + 1] - a.mask.k_starts[s] < a.mask.q_starts[s + 1] - a.mask.q_starts[s])
-            luaL_argerror(L, arg + 4, "a sequence has fewer keys than queries");
     a.mask.causal = lua_toboolean(L, arg + 5);
     a.mask.window = check_integer(L, arg + 6, 0, INT64_C(1) << 40);
     a.scale = (float)luaL_checknumber(L, arg + 7);
+    check_mask(L, more, &a.mask, q->shape[1]);
+    if (a.mask.chunk && !a.mask.causal)
+        luaL_argerror(L, more, "chunks of keys are for causal attention");
+    int placed = a.mask.causal || a.mask.window || a.mask.bias; /* places count: the last query sits at the last key */
+    for (int64_t s = 0; s < a.mask.sequences && placed; s++)
+        if (a.mask.k_starts[s + 1] - a.mask.k_starts[s] < a.mask.q_starts[s + 1] - a.mask.q_starts[s])
+            luaL_argerror(L, arg + 4, "a sequence has fewer keys than queries");
     return a;
 }
 
-/* attention(q, k, v, q_starts, k_starts, causal, window, scale, keep) -> y [, lse] */
+/* y's shape: the queries', with the values' size. */
+static Tensor *new_heads(lua_State *L, const Tensor *q, int64_t size) {
+    int64_t shape[3] = {q->view.shape[0], q->view.shape[1], size};
+    return new_tensor(L, q->view.dtype, 3, shape);
+}
+
+/* attention(q, k, v, q_starts, k_starts, causal, window, scale, keep, more) -> y [, lse]; more {cap, bias, zero, sinks, chunk} or nil,
+ * see kernels.h's Mask */
 static int l_attention(lua_State *L) {
-    Attention a = check_attention(L, 1);
+    lua_settop(L, 10);
+    Attention a = check_attention(L, 1, 10);
     int keep = lua_toboolean(L, 9);
-    Tensor *y = new_like(L, a.q, a.q->view.dtype), *lse = keep ? new_tensor(L, F32, 2, a.q->view.shape) : NULL;
+    Tensor *y = new_heads(L, a.q, a.v->view.shape[2]), *lse = keep ? new_tensor(L, F32, 2, a.q->view.shape) : NULL;
     RUN(L, backend()->attention(&y->view, lse ? &lse->view : NULL, &a.q->view, &a.k->view, &a.v->view, &a.mask, a.scale));
     return keep ? 2 : 1;
 }
 
-/* attention_backward(dy, y, lse, q, k, v, q_starts, k_starts, causal, window, scale) -> dq, dk, dv */
+/* attention_backward(dy, y, lse, q, k, v, q_starts, k_starts, causal, window, scale, more) -> dq, dk, dv; the mask takes no gradient */
 static int l_attention_backward(lua_State *L) {
+    lua_settop(L, 12);
     Tensor *dy = rows_tensor(L, 1), *y = rows_tensor(L, 2);
-    Attention a = check_attention(L, 4);
-    same_shape(L, 1, dy, a.q);
-    same_shape(L, 2, y, a.q);
+    Attention a = check_attention(L, 4, 12);
+    const View *v = &y->view;
+    if (v->dims != 3 || v->dtype != a.q->view.dtype || v->shape[0] != a.q->view.shape[0] || v->shape[1] != a.q->view.shape[1] ||
+        v->shape[2] != a.v->view.shape[2])
+        return luaL_argerror(L, 2, "y has the queries' dtype, tokens and heads, and the values' size");
+    same_shape(L, 1, dy, y);
     Tensor *lse = check_vector(L, 3, F32, a.q->view.shape[0] * a.q->view.shape[1]);
     Tensor *dq = new_like(L, a.q, a.q->view.dtype), *dk = new_like(L, a.k, a.q->view.dtype), *dv = new_like(L, a.v, a.q->view.dtype);
     RUN(L, backend()->attention_backward(&dq->view, &dk->view, &dv->view, &dy->view, &y->view, &lse->view, &a.q->view,
@@ -106,19 +159,22 @@ static int l_attention_backward(lua_State *L) {
     return 3;
 }
 
-/* attention_decode(q, k, v, lengths, window, scale) -> y; k, v (sequences, capacity, kv_heads, size) */
+/* attention_decode(q, k, v, lengths, window, scale, more) -> y; k, v (sequences, capacity, kv_heads, size), v's size its own */
 static int l_attention_decode(lua_State *L) {
+    lua_settop(L, 7);
     Tensor *q = float_heads(L, 1), *k = check_tensor(L, 2), *v = check_tensor(L, 3);
     const View *vq = &q->view, *vk = &k->view;
-    same_shape(L, 3, v, k);
+    if (v->view.dims != 4 || vk->dims != 4 || v->view.dtype != vk->dtype || memcmp(v->view.shape, vk->shape, 3 * sizeof vk->shape[0]) != 0)
+        return luaL_argerror(L, 3, "values want the keys' dtype, sequences, capacity and heads");
     if (vk->dims != 4 || vk->dtype != vq->dtype || vk->shape[0] != vq->shape[0] || vk->shape[3] != vq->shape[2] ||
         !vk->shape[2] || vq->shape[1] % vk->shape[2] || !tensor_contiguous(k) || !tensor_contiguous(v))
         return luaL_argerror(L, 2, "expected a cache (sequences, capacity, kv_heads, size) that fits the queries");
     Tensor *lengths = check_index(L, 4, vq->shape[0], vk->shape[1] + 1, NO_INDEX);
-    int64_t window = check_integer(L, 5, 0, INT64_C(1) << 40);
+    Mask mask = {.window = check_integer(L, 5, 0, INT64_C(1) << 40)};
     float scale = (float)luaL_checknumber(L, 6);
-    Tensor *y = new_like(L, q, vq->dtype);
-    RUN(L, backend()->attention_decode(&y->view, vq, vk, &v->view, &lengths->view, window, scale));
+    check_mask(L, 7, &mask, vq->shape[1]);
+    Tensor *y = new_heads(L, q, v->view.shape[3]);
+    RUN(L, backend()->attention_decode(&y->view, vq, vk, &v->view, &lengths->view, &mask, scale));
     return 1;
 }
 
@@ -311,17 +367,28 @@ static int l_matmul(lua_State *L) {
     return 1;
 }
 
-/* head_loss(x, w, labels, starts, scale, multiplier, gradient, dw) -> nll [, dx] */
+/* multiplier, bias, cap at these arguments: see kernels.h's Logits; each may be nil. */
+static Logits check_logits(lua_State *L, int multiplier, int bias, int cap, int64_t vocabulary) {
+    Tensor *b = bias ? optional_vector(L, bias, F32, vocabulary) : NULL;
+    Logits form = {(float)luaL_optnumber(L, multiplier, 1), (float)luaL_optnumber(L, cap, 0), b ? b->view.data : NULL};
+    if (!(form.cap >= 0))
+        luaL_argerror(L, cap, "a cap is no negative number");
+    return form;
+}
+
+/* head_loss(x, w, labels, starts, scale, multiplier, gradient, dw, bias, cap, dbias) -> nll [, dx] */
 static int l_head_loss(lua_State *L) {
+    lua_settop(L, 11);
     Tensor *x = float_rows(L, 1), *w = check_weight(L, 2, x->view.dtype, view_width(&x->view));
     int64_t rows = view_rows(&x->view);
     Tensor *labels = check_index(L, 3, rows, w->view.shape[0], -100), *starts = optional_starts(L, 4, rows);
-    float scale = (float)luaL_checknumber(L, 5), multiplier = (float)luaL_optnumber(L, 6, 1);
+    float scale = (float)luaL_checknumber(L, 5);
     int gradient = lua_toboolean(L, 7);
-    Tensor *dw = optional_vector(L, 8, F32, view_count(&w->view));
+    Tensor *dw = optional_vector(L, 8, F32, view_count(&w->view)), *dbias = optional_vector(L, 11, F32, w->view.shape[0]);
+    Logits form = check_logits(L, 6, 9, 10, w->view.shape[0]);
     Tensor *nll = new_tensor(L, F32, 1, &rows), *dx = gradient ? new_like(L, x, x->view.dtype) : NULL;
-    RUN(L, backend()->head_loss(&nll->view, dx ? &dx->view : NULL, dw ? &dw->view : NULL, &x->view, &w->view, &labels->view,
-                                view_of(starts), scale, multiplier));
+    RUN(L, backend()->head_loss(&nll->view, dx ? &dx->view : NULL, dw ? &dw->view : NULL, dbias ? &dbias->view : NULL, &x->view,
+                                &w->view, &labels->view, view_of(starts), scale, &form));
     return gradient ? 2 : 1;
 }
 
@@ -378,34 +445,35 @@ static int l_head_begin(lua_State *L) {
     return 1;
 }
 
-/* head_part(state, x, w, labels, first_row, multiplier): w holds the vocabulary's rows from first_row (from 0) on. Parts come in order, and
+/* head_part(state, x, w, labels, first_row, multiplier, bias, cap), bias of the whole vocabulary: w holds the vocabulary's rows from first_row (from 0) on. Parts come in order, and
  * each but the last has a multiple of head_cut rows. */
 static int l_head_part(lua_State *L) {
-    lua_settop(L, 6);
+    lua_settop(L, 8);
     Tensor *x = float_rows(L, 2), *w = check_weight(L, 3, x->view.dtype, view_width(&x->view));
     HeadState s = check_head(L, 1, x);
     Tensor *labels = check_index(L, 4, view_rows(&x->view), s.vocabulary, -100);
     int64_t first = check_integer(L, 5, 0, INT32_MAX), rows = w->view.shape[0];
-    float multiplier = (float)luaL_optnumber(L, 6, 1);
+    Logits form = check_logits(L, 6, 7, 8, s.vocabulary);
     if (first != s.passed)
         return luaL_argerror(L, 5, lua_pushfstring(L, "the part from row %f on is expected, got %f", (double)s.passed, (double)first));
     if (first + rows > s.vocabulary || (rows % HEAD_CUT && first + rows < s.vocabulary))
         return luaL_argerror(L, 3, lua_pushfstring(L, "expected a multiple of %d rows or the last %f, got %f", HEAD_CUT,
                                                    (double)(s.vocabulary - first), (double)rows));
     RUN(L, backend()->head_part(&s.stats->view, s.sums ? &s.sums->view : NULL, s.label_rows ? &s.label_rows->view : NULL, &x->view, &w->view,
-                                &labels->view, first, multiplier));
+                                &labels->view, first, &form));
     lua_pushinteger(L, (lua_Integer)(first + rows)), lua_setfield(L, 1, "passed");
     return 0;
 }
 
-/* head_end(state, x, labels, scale, multiplier, gradient) -> nll [, dx]; frees the state's tensors */
+/* head_end(state, x, labels, scale, multiplier, gradient, cap) -> nll [, dx]; frees the state's tensors */
 static int l_head_end(lua_State *L) {
-    lua_settop(L, 6);
+    lua_settop(L, 7);
     Tensor *x = float_rows(L, 2);
     HeadState s = check_head(L, 1, x);
     int64_t rows = view_rows(&x->view);
     Tensor *labels = check_index(L, 3, rows, s.vocabulary, -100);
-    float scale = (float)luaL_checknumber(L, 4), multiplier = (float)luaL_optnumber(L, 5, 1);
+    float scale = (float)luaL_checknumber(L, 4);
+    Logits form = check_logits(L, 5, 0, 7, s.vocabulary);
     int gradient = lua_toboolean(L, 6);
     if (s.passed != s.vocabulary)
         return luaL_argerror(L, 1, lua_pushfstring(L, "%f of %f rows of the weight have passed", (double)s.passed, (double)s.vocabulary));
@@ -413,7 +481,7 @@ static int l_head_end(lua_State *L) {
         return luaL_argerror(L, 6, "this loss began without a gradient");
     Tensor *nll = new_tensor(L, F32, 1, &rows), *dx = gradient ? new_like(L, x, x->view.dtype) : NULL;
     RUN(L, backend()->head_end(&nll->view, dx ? &dx->view : NULL, &s.stats->view, view_of(s.sums), view_of(s.label_rows), &labels->view, scale,
-                               multiplier));
+                               &form));
     for (int i = 0; head_tensors[i]; i++) {
         lua_getfield(L, 1, head_tensors[i]);
         if (luaL_callmeta(L, -1, "free"))
@@ -454,6 +522,8 @@ static int l_adamw(lua_State *L) {
 
 int bind_images(lua_State *L);
 int bind_recurrent(lua_State *L);
+int bind_experts(lua_State *L);
+int bind_scan(lua_State *L);
 
 int bind_layers(lua_State *L) {
     static const luaL_Reg functions[] = {
@@ -467,5 +537,7 @@ int bind_layers(lua_State *L) {
     lua_pushinteger(L, HEAD_CUT);
     lua_setfield(L, -2, "head_cut");
     bind_recurrent(L);
+    bind_experts(L);
+    bind_scan(L);
     return bind_images(L);
 }

@@ -267,16 +267,31 @@ static int l_embedding_backward(lua_State *L) {
     return 0;
 }
 
-/* rms_norm(x, w, eps, keep, dtype) -> y [, rstd]; y has x's dtype unless another is named */
+/* A norm's parameter for x, f32: as many elements as x's last dimension has, or its last two, one row for each head; NULL for nil. */
+static Tensor *optional_norm(lua_State *L, int arg, const Tensor *x) {
+    Tensor *w = optional_tensor(L, arg);
+    const View *v = &x->view;
+    int64_t width = view_width(v);
+    if (w && v->dims > 2 && view_count(&w->view) != width)
+        return check_vector(L, arg, F32, v->shape[v->dims - 2] * width);
+    return w ? check_vector(L, arg, F32, width) : NULL;
+}
+
+/* The gradient of that parameter, as large. */
+static Tensor *optional_norm_gradient(lua_State *L, int arg, const Tensor *w, int64_t width) {
+    return optional_vector(L, arg, F32, w ? view_count(&w->view) : width);
+}
+
+/* rms_norm(x, w, eps, keep, dtype) -> y [, rstd]; y has x's dtype unless another is named; w (width), (heads, width) or nil */
 static int l_rms_norm(lua_State *L) {
-    Tensor *x = float_rows(L, 1), *w = check_vector(L, 2, F32, view_width(&x->view)), *rstd = NULL;
+    Tensor *x = float_rows(L, 1), *w = optional_norm(L, 2, x), *rstd = NULL;
     float eps = (float)luaL_checknumber(L, 3);
     int keep = lua_toboolean(L, 4);
     Tensor *y = new_like(L, x, check_float_dtype(L, 5, x->view.dtype));
     int64_t rows = view_rows(&x->view);
     if (keep)
         rstd = new_tensor(L, F32, 1, &rows);
-    RUN(L, backend()->rms_norm(&y->view, rstd ? &rstd->view : NULL, &x->view, &w->view, eps));
+    RUN(L, backend()->rms_norm(&y->view, rstd ? &rstd->view : NULL, &x->view, view_of(w), eps));
     return keep ? 2 : 1;
 }
 
@@ -286,34 +301,35 @@ static int l_rms_norm_backward(lua_State *L) {
     int64_t width = view_width(&x->view), rows = view_rows(&x->view);
     if (view_width(&dy->view) != width || view_rows(&dy->view) != rows)
         return luaL_argerror(L, 1, "dy and x differ in shape");
-    Tensor *w = check_vector(L, 3, F32, width), *rstd = check_vector(L, 4, F32, rows), *dw = optional_vector(L, 5, F32, width);
+    Tensor *w = optional_norm(L, 3, x), *rstd = check_vector(L, 4, F32, rows), *dw = optional_norm_gradient(L, 5, w, width);
     Tensor *starts = optional_starts(L, 6, rows), *dx = new_like(L, x, x->view.dtype);
-    RUN(L, backend()->rms_norm_backward(&dx->view, dw ? &dw->view : NULL, &dy->view, &x->view, &w->view, &rstd->view,
+    RUN(L, backend()->rms_norm_backward(&dx->view, dw ? &dw->view : NULL, &dy->view, &x->view, view_of(w), &rstd->view,
                                         view_of(starts)));
     return 1;
 }
 
-/* layer_norm(x, w, b, eps) -> y, stats; b may be nil */
+/* layer_norm(x, w, b, eps, dtype) -> y, stats; w, b (width), (heads, width) or nil; y has x's dtype unless another is named */
 static int l_layer_norm(lua_State *L) {
     Tensor *x = float_rows(L, 1);
-    int64_t width = view_width(&x->view), shape[2] = {view_rows(&x->view), 2};
-    Tensor *w = check_vector(L, 2, F32, width), *b = optional_vector(L, 3, F32, width);
+    int64_t shape[2] = {view_rows(&x->view), 2};
+    Tensor *w = optional_norm(L, 2, x), *b = optional_norm(L, 3, x);
     float eps = (float)luaL_checknumber(L, 4);
-    Tensor *y = new_like(L, x, x->view.dtype), *stats = new_tensor(L, F32, 2, shape);
-    RUN(L, backend()->layer_norm(&y->view, &stats->view, &x->view, &w->view, view_of(b), eps));
+    Tensor *y = new_like(L, x, check_float_dtype(L, 5, x->view.dtype)), *stats = new_tensor(L, F32, 2, shape);
+    RUN(L, backend()->layer_norm(&y->view, &stats->view, &x->view, view_of(w), view_of(b), eps));
     return 2;
 }
 
 /* layer_norm_backward(dy, x, w, stats, dw, db, starts) -> dx */
 static int l_layer_norm_backward(lua_State *L) {
     Tensor *dy = float_rows(L, 1), *x = float_rows(L, 2);
-    same_shape(L, 1, dy, x);
     int64_t width = view_width(&x->view), rows = view_rows(&x->view);
-    Tensor *w = check_vector(L, 3, F32, width), *stats = check_vector(L, 4, F32, rows * 2);
-    Tensor *dw = optional_vector(L, 5, F32, width), *db = optional_vector(L, 6, F32, width);
+    if (view_width(&dy->view) != width || view_rows(&dy->view) != rows)
+        return luaL_argerror(L, 1, "dy and x differ in shape");
+    Tensor *w = optional_norm(L, 3, x), *stats = check_vector(L, 4, F32, rows * 2);
+    Tensor *dw = optional_norm_gradient(L, 5, w, width), *db = optional_norm_gradient(L, 6, w, width);
     Tensor *starts = optional_starts(L, 7, rows), *dx = new_like(L, x, x->view.dtype);
     RUN(L, backend()->layer_norm_backward(&dx->view, dw ? &dw->view : NULL, db ? &db->view : NULL, &dy->view, &x->view,
-                                          &w->view, &stats->view, view_of(starts)));
+                                          view_of(w), &stats->view, view_of(starts)));
     return 1;
 }
 

@@ -37,7 +37,7 @@ Status corpus_add(Corpus *c, const int32_t *ids, const int32_t *labels, int64_t 
     int64_t begin = (int64_t)c->labels.count;
     c->labels.count += (size_t)n;
     c->ends[c->samples++] = begin + n;
-    c->supervised += count_labels(c, begin + 1, begin + n);
+    c->supervised += count_labels(c, begin + !c->own, begin + n);
     return OK;
 }
 
@@ -48,7 +48,7 @@ void corpus_unlabel(Corpus *c, int64_t from, int64_t to) {
     if (to > n)
         to = n;
     for (int64_t t = from; t < to; t++) {
-        c->supervised -= t > 0 && c->labels.data[begin + t] != NO_LABEL;
+        c->supervised -= (t > 0 || c->own) && c->labels.data[begin + t] != NO_LABEL;
         c->labels.data[begin + t] = NO_LABEL;
     }
 }
@@ -57,7 +57,7 @@ void corpus_remove_last(Corpus *c) {
     if (!c->samples)
         return;
     int64_t begin = corpus_begin(c, c->samples - 1);
-    c->supervised -= count_labels(c, begin + 1, (int64_t)c->labels.count);
+    c->supervised -= count_labels(c, begin + !c->own, (int64_t)c->labels.count);
     c->ids.count = c->labels.count = (size_t)begin;
     c->samples--;
 }

@@ -10,7 +10,8 @@ typedef struct Corpus {
     Ids ids, labels;         /* of equal count */
     int64_t *ends;           /* ends[i]: tokens up to the end of sample i */
     int64_t samples, room;   /* room: entries of `ends` allocated */
-    int64_t supervised;      /* labels that count, the first token of a sample left out: nothing predicts it */
+    int64_t supervised;      /* labels that count; unless they are each token's own, the first of a sample is left out: nothing predicts it */
+    int own;                 /* labels are said of the token itself (classes, masked tokens), not predicted by the one before */
 } Corpus;
 
 /* corpus_add() : appends a sample of n >= 1 ids. labels may be NULL: then ids from index `from` on are their own labels and

@@ -6,6 +6,7 @@
 #include "component.h"
 #include "json.h"
 #include "utf8.h"
+#include "word_text.h"
 
 typedef enum Kind { BYTE_LEVEL, METASPACE, BYTE_FALLBACK, FUSE, STRIP, REPLACE, SPACES, WORDPIECE, WORD_ENDS } Kind;
 
@@ -307,55 +308,12 @@ static Status byte_fallback_end(Decoding *g, int at) {
     return status;
 }
 
-/* Replaces all of `from` in the text. */
-static Status replace_all(Bytes *text, const char *from, const char *to) {
-    size_t n = strlen(from), width = strlen(to), done = 0;
-    Bytes out = {0};
-    Status status = OK;
-    for (const char *found; status == OK && text->length - done >= n; done = (size_t)(found - text->data) + n) {
-        found = memmem(text->data + done, text->length - done, from, n);
-        if (!found)
-            break;
-        if ((status = bytes_append(&out, text->data + done, (size_t)(found - text->data) - done)) == OK)
-            status = bytes_append(&out, to, width);
-    }
-    if (done == 0 || status != OK) {
-        bytes_free(&out);
-        return status;
-    }
-    status = bytes_append(&out, text->data + done, text->length - done);
-    bytes_free(text);
-    *text = out;
-    return status;
-}
-
-/* What English tokens lose in front of them, one after the other. */
-static const char *const cleanups[][2] = {
-    {" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"}, {" 'm", "'m"}, {" do not", " don't"},
-    {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"},
-};
-
-/* A token that continues no word begins with a space, the first one excepted. */
 static Status wordpiece_end(Decoding *g, int at, const Stage *s) {
     State *state = &g->states[at];
-    Bytes *text = &state->text;
-    size_t width = strlen(s->content);
-    Status status = bytes_reserve(text, 1);
-    if (status == OK && state->tokens > 0) {
-        if (text->length >= width && !memcmp(text->data, s->content, width)) {
-            memmove(text->data, text->data + width, text->length - width);
-            text->length -= width;
-        } else {
-            memmove(text->data + 1, text->data, text->length);
-            *text->data = ' ';
-            text->length++;
-        }
-    }
-    for (size_t i = 0; s->cleanup && i < sizeof cleanups / sizeof *cleanups && status == OK; i++)
-        status = replace_all(text, cleanups[i][0], cleanups[i][1]);
+    Status status = word_text(&state->text, s->content, state->tokens == 0, s->cleanup);
     if (status == OK)
-        status = put_token(g, at + 1, text->data ? text->data : "", text->length);
-    text->length = 0;
+        status = put_token(g, at + 1, state->text.data ? state->text.data : "", state->text.length);
+    state->text.length = 0;
     state->tokens++;
     return status;
 }
@@ -370,7 +328,7 @@ static Status word_ends_flush(Decoding *g, int at, const Stage *s, const char *s
         return OK;
     Status status = bytes_append(&token, state->text.data, before);
     if (status == OK)
-        status = replace_all(&token, s->content, space);
+        status = word_replace(&token, s->content, space);
     if (status == OK)
         status = put_token(g, at + 1, token.data ? token.data : "", token.length);
     bytes_free(&token);

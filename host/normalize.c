@@ -193,7 +193,9 @@ static int is_chinese(uint32_t c) {
 }
 
 static int is_space(uint32_t c) {
-    return char_classes[c] & CHAR_SPACE && (c < 0x80 ? c == ' ' || c == '\t' || c == '\n' || c == '\r' : c != 0x85);
+    if (c < 0x80)
+        return c == ' ' || c == '\t' || c == '\n' || c == '\r';
+    return c != 0x85 && char_classes[c] & CHAR_SPACE;
 }
 
 static int cleans_away(uint32_t c) { return !is_space(c) && (c == 0 || c == 0x85 || c == 0xFFFD || char_classes[c] & CHAR_CONTROL); }

@@ -223,7 +223,7 @@ void rows_measure(const Rows *rows, int64_t first, int64_t count, Batch *b) {
 static void fill_piece(const Corpus *c, Piece piece, int64_t at, Batch *b) {
     for (int32_t t = 0; t < piece.length; t++) {
         int64_t from = piece.begin + t;
-        int32_t label = t + 1 < piece.length ? c->labels.data[from + 1] : NO_LABEL;
+        int32_t label = c->own ? c->labels.data[from] : t + 1 < piece.length ? c->labels.data[from + 1] : NO_LABEL;
         b->ids[at + t] = c->ids.data[from];
         b->labels[at + t] = label;
         b->positions[at + t] = t;

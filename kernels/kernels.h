@@ -51,10 +51,11 @@ static inline int64_t view_count(const View *v) { return view_rows(v) * view_wid
 /* Elements from one row to the next; the caller has made sure that the leading dimensions collapse. */
 static inline int64_t view_step(const View *v) { return v->dims > 1 ? v->stride[v->dims - 2] : view_width(v); }
 
-#define UNARY_OPS(X) X(neg) X(exp) X(log) X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(relu) X(silu) X(gelu) X(gelu_tanh)
+#define UNARY_OPS(X) X(neg) X(exp) X(log) X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(relu) X(silu) X(gelu) X(gelu_tanh) \
+    X(quick_gelu) X(relu2) X(relu6) X(softplus) X(hardswish) X(hardsigmoid)
 #define BINARY_OPS(X) X(add) X(sub) X(mul) X(div) X(max) X(min)
 #define REDUCE_OPS(X) X(sum) X(mean) X(max) X(argmax)
-#define GATES(X) X(silu) X(gelu) X(gelu_tanh) X(sigmoid) X(relu)
+#define GATES(X) X(silu) X(gelu) X(gelu_tanh) X(sigmoid) X(relu) X(quick_gelu) X(relu2) X(tanh) X(swiglu_oai)
 #define CELLS(X) /* name, gates, values of a token and hidden unit that the backward reads */ \
     X(tanh, 1, 0) X(relu, 1, 0) X(lstm, 4, 4) X(gru, 3, 4)
 
@@ -100,12 +101,18 @@ typedef struct Lora {
 } Lora;
 
 /* How queries see keys. Sequence s owns query tokens q_starts[s]..q_starts[s+1] and key tokens k_starts[s]..k_starts[s+1];
- * its last query sits at its last key (keys >= queries). window: keys seen back from a query, itself included; 0 = all. */
+ * its last query sits at its last key (keys >= queries). window: keys seen back from a query, itself included; 0 = all. chunk: with
+ * causal, only keys of the query's own run of `chunk` keys, counted from the sequence's first; 0 = all. Scores, once scaled, become
+ * cap * tanh(score / cap) if cap > 0, then bias is added: f32 (heads, bias_size), at the key's number - the query's + bias_zero, clamped
+ * to the row's ends; NULL: none. sinks: f32 (heads), a logit more for each head's softmax, without a value; NULL: none. */
 typedef struct Mask {
     const int32_t *q_starts, *k_starts;
     int64_t sequences;
     int causal;
-    int64_t window;
+    int64_t window, chunk;
+    float cap;
+    const float *bias, *sinks;
+    int64_t bias_size, bias_zero;
 } Mask;
 
 /* One direction of a recurrent layer, in torch.nn's order of gates. Its output is as wide as its state (hidden), or with a projection
@@ -119,6 +126,13 @@ typedef struct Recurrent {
     const View *starts;               /* i32 (sequences + 1) */
     const View *first, *first_cell;   /* (sequences, out), (sequences, hidden): the state before each sequence; NULL: zero */
 } Recurrent;
+/* How a language-model head's products become logits: multiplier * (product + bias), then cap * tanh(logit / cap) if cap > 0. */
+typedef struct Logits {
+    float multiplier, cap;
+    const float *bias; /* of the whole vocabulary, or NULL */
+} Logits;
+
+enum { HEAD_MOST = 512 };
 
 /* Convolution and pooling geometry, (h, w) pairs; padding is (top, left, bottom, right). */
 typedef struct Conv {
@@ -128,6 +142,11 @@ typedef struct Pool {
     int64_t kernel[2], stride[2], padding[4];
     int average, count_padding;
 } Pool;
+
+/* A selective scan's time steps: softplus(dt + bias), clamped to [low, high]. */
+typedef struct Steps {
+    float low, high;
+} Steps;
 
 typedef struct Adam {
     float lr, beta1, beta2, eps, weight_decay;

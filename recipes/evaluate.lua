@@ -1,9 +1,10 @@
 -- evaluate: held-out loss, perplexity and bits per byte of a model on your data
+local classifier = require "onn.classifier"
 local cli = require "onn.cli"
 local data = require "onn.data"
 local limit = require "onn.limit"
 local lora = require "onn.nn.lora"
-local Model = require "onn.model"
+local model_options = require "onn.model_options"
 local plan = require "onn.plan"
 local runtime = require "onn.runtime"
 local settings = require "onn.settings"
@@ -16,7 +17,7 @@ local opt = cli.parse {
   summary = "Mean loss per supervised token of MODEL on DATA, with its perplexity and bits per byte of text.",
   example = "onn evaluate models/smollm2 held-out.jsonl --adapter adapter",
   arguments = { { "MODEL", "model directory" }, { "DATA", "held-out data" } },
-  options = streaming.add {
+  options = model_options.add(streaming.add {
     { "adapter", type = "string", metavar = "DIR", help = "LoRA adapter to put on the model" },
     { "seq-len", type = "integer", default = 512, min = 2, help = "longest sequence in tokens" },
     { "batch", type = "integer", default = 8, min = 1, help = "sequences that go through together" },
@@ -25,16 +26,16 @@ local opt = cli.parse {
     { "prompt-key", type = "string", help = "key of the prompt in DATA" },
     { "completion-key", type = "string", help = "key of the completion in DATA" },
     { "template", type = "string", help = "file or text with {prompt} and {completion}" },
-  },
+  }),
 }
 settings.apply(opt, opt.model, { batch = true, chunk = true, threads = true, dtype = true }) -- the length says what the loss is of
 local machine = runtime.apply(opt)
 
-local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
+local model = cli.check(classifier.open(opt.model, opt.data, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
 local tokenizer = not model.net.open_data and not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
-opt.vocab_size = model.sizes.vocabulary
+opt.vocab_size, opt.classes, opt.own = model.sizes.vocabulary, classifier.classes(model), model.sizes.top ~= nil
 local set = cli.check(data.open(opt.data, tokenizer, opt, model))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
 opt.budget = machine.budget
@@ -49,6 +50,16 @@ if not needs.fits then
 end
 cli.check(model:load { ring = needs.ring })
 if opt.adapter then cli.check(lora.load(model, opt.adapter)) end
+if opt.classes then
+  local found = classifier.evaluate(model, set, { micro_batch = needs.micro_batch, seq_len = opt.seq_len })
+  if cli.wants_json() then
+    cli.json(found)
+  else
+    print(("accuracy       %.4f over %d samples"):format(found.accuracy, found.samples))
+    print(("loss           %.4f"):format(found.loss))
+  end
+  os.exit(0)
+end
 local loss, tokens = data.loss(model, set, { batch = opt.batch, micro_batch = needs.micro_batch, together = needs.together,
   seq_len = opt.seq_len })
 local result = { loss = loss, perplexity = not model.net.open_data and math.exp(loss) or nil, tokens = tokens,

@@ -6,6 +6,7 @@ local corpora = require "onn.core.corpus"
 local full = require "onn.nn.full"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
+local model_options = require "onn.model_options"
 local plan = require "onn.plan"
 local runtime = require "onn.runtime"
 local store = require "onn.store"
@@ -16,17 +17,18 @@ local units = require "onn.units"
 
 local opt = cli.parse {
   name = "forward",
-  summary = "Runs the `input_ids` (rows, length) of a safetensors file through MODEL and writes `logits` (rows, length, vocabulary).",
+  summary = "Runs the `input_ids` (rows, length) of a safetensors file through MODEL and writes `logits` (rows, length, vocabulary), or"
+    .. " (rows, classes).",
   example = "onn forward models/tiny --input ids.safetensors --output out.safetensors",
   arguments = { { "MODEL", "model directory" } },
-  options = streaming.add {
+  options = model_options.add(streaming.add {
     { "input", type = "string", metavar = "FILE", help = "safetensors file with input_ids, and labels if wanted" },
     { "output", type = "string", metavar = "FILE", help = "safetensors file to write" },
     { "hidden", help = "write the head's input too, as `hidden`" },
     { "gradients", help = "write `loss` and the gradient of every trained tensor, as grad.NAME" },
     { "adapter", type = "string", metavar = "DIR", help = "LoRA adapter to put on the model" },
     { "full", help = "the model's own weights are the trained tensors" },
-  },
+  }),
 }
 if not opt.input or not opt.output then cli.fail("forward: --input FILE and --output FILE are needed", 2) end
 if opt.gradients and not (opt.adapter or opt.full) then
@@ -34,30 +36,28 @@ if opt.gradients and not (opt.adapter or opt.full) then
 end
 local machine = runtime.apply(opt)
 
-local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
+local model = cli.check(Model.open(opt.model, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 local input = cli.check(store.open(opt.input))
-local given = {}
-for _, name in ipairs { "input_ids", "x", "labels", "y", "token_type_ids" } do
+local given, numeric = {}, model.net.open_data ~= nil
+for _, name in ipairs { "input_ids", "x", "y", "token_type_ids", "decoder_input_ids" } do
   if input:info(name) then given[name] = cli.check(input:read(name)) end
 end
-local ids, labels = given.input_ids or not model.net.open_data and given.x or nil, given.labels
-if not ids and not (given.x and model.net.open_data) then
-  cli.fail(("%s: no tensor '%s'"):format(opt.input, model.net.open_data and "x" or "input_ids"))
-end
-local shape = (ids or given.x):shape()
+local ids = not numeric and (given.input_ids or given.x) or nil
+if not (ids or numeric and given.x) then cli.fail(("%s: no tensor '%s'"):format(opt.input, numeric and "x" or "input_ids")) end
+local labels = input:info "labels" and cli.check(input:read "labels")
 if ids then
   local checked = corpora.new()
-  local fits, misfit = pcall(checked.add_tensor, checked, ids, labels and #labels:shape() == 2 and labels or nil)
+  local fits, misfit = pcall(checked.add_tensor, checked, ids, not model.net.batch and labels or nil) -- others look at labels themselves
   if not fits then cli.fail(("%s: %s"):format(opt.input, misfit)) end
   local id, row, place = checked:beyond(model.sizes.vocabulary)
   if id then
     cli.fail(("%s: token %d of row %d is %d; the model has ids 0 to %d"):format(opt.input, place, row, id, model.sizes.vocabulary - 1))
   end
-  if #shape ~= 2 then cli.fail(("%s: input_ids should be (rows, length)"):format(opt.input)) end
-else
-  shape = { shape[1], 1 }
 end
+local shape = (ids or given.x):shape()
+if ids and #shape ~= 2 then cli.fail(("%s: input_ids should be (rows, length)"):format(opt.input)) end
+if numeric then shape = { shape[1], 1 } end
 local outputs_each = model.sizes.outputs or model.sizes.vocabulary or model.sizes.width
 
 -- What is written stays in memory until the end: it is no part of what the plans may use, but for the logits' first making.
@@ -89,24 +89,28 @@ end
 cli.check(model:load_by(needs.ring))
 local adapter = opt.adapter and cli.check(lora.load(model, opt.adapter))
 local outputs = {}
-local b, misfit
-if model.net.batch then
-  b, misfit = model.net.batch(model.sizes, given)
-  if not b then cli.fail(("%s: %s"):format(opt.input, misfit)) end
-else
-  b = batch.from_ids(ids, labels)
+local function batch_of(with_labels)
+  if not model.net.batch then return batch.from_ids(ids, labels) end
+  given.labels = with_labels and labels or nil
+  local b, wrong = model.net.batch(model.sizes, given)
+  return b or cli.fail(("%s: %s"):format(opt.input, wrong))
 end
+local b = batch_of(true)
 
-local carry = model:forward(model:carry(b), { training = false })
-local per_token = ids and carry.logits:size(1) == tokens and tokens ~= shape[1]
-local function shaped(t) return per_token and t:view { shape[1], shape[2], t:size(2) } or t end
-outputs.logits = shaped(carry.logits)
+local carry = model:forward(model:carry(batch_of(false)), { training = false, keep_hidden = opt.hidden })
+local wide = model.sizes.outputs or model.sizes.vocabulary
+if carry.logits then -- a body alone has none
+  local each = carry.logits:size(1) / shape[1] -- one for a row's class, else the tokens of a row
+  local classes = numeric or model.sizes.top and model.sizes.top.kind == "classes"
+  outputs.logits = classes and carry.logits or carry.logits:view { shape[1], each, wide }
+end
 if opt.hidden then
-  if not carry.last_hidden then cli.fail("forward: --hidden: this model has no single input of a head") end
-  outputs.hidden = shaped(carry.last_hidden:to "f32")
+  if not carry.last_hidden then cli.fail "forward: --hidden: this model's head has no input of each token" end
+  outputs.hidden = carry.last_hidden:to("f32"):view { shape[1], carry.last_hidden:size(1) / shape[1], model.sizes.width }
 end
 
 if opt.gradients then
+  if b.supervised == 0 then cli.fail(opt.input .. ": no token has a label: there is no gradient") end
   cli.check(model:load_by(back.ring))
   local params = adapter and lora.parameters(adapter) or full.parameters(model)
   local total = sweep.gradient(model, { b }, { scale = 1 / b.supervised, seed = opt.seed, keep_from = back.sweep.keep_from,
@@ -116,5 +120,5 @@ if opt.gradients then
   for _, p in ipairs(params) do outputs["grad." .. p.name] = p.gradients[1] end
 end
 cli.check(store.write(opt.output, outputs, { format = "pt" }))
-local finite = select(2, core.total(outputs.logits:contiguous():view { -1 }, false)) == 0
+local finite = not outputs.logits or select(2, core.total(outputs.logits:contiguous():view { -1 }, false)) == 0
 if not finite then cli.fail("forward: the logits are not all finite") end

@@ -6,6 +6,7 @@ local json = require "onn.core.json"
 local limit = require "onn.limit"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
+local model_options = require "onn.model_options"
 local plan = require "onn.plan"
 local runtime = require "onn.runtime"
 local settings = require "onn.settings"
@@ -20,7 +21,7 @@ local opt = cli.parse {
   summary = "Continues a prompt, or answers with --chat. Only the text goes to standard output.",
   example = 'onn generate models/smollm2 --chat --prompt "What is the capital of France?"',
   arguments = { { "MODEL", "model directory" } },
-  options = streaming.add {
+  options = model_options.add(streaming.add {
     { "prompt", type = "string", help = "the text to continue; standard input without it" },
     { "prompts", type = "string", metavar = "FILE",
       help = 'JSON lines of {"prompt"}, decoded together; one {"prompt","text"} a line comes out' },
@@ -35,13 +36,16 @@ local opt = cli.parse {
     { "repeat-penalty", type = "number", default = 1, min = 0.01, help = "divides the logits of tokens already there" },
     { "stop", type = "string", repeats = true, help = "end at this text (repeatable)" },
     { "stats", help = "print speeds on standard error" },
-  },
+  }),
 }
 settings.apply(opt, opt.model)
 local machine = runtime.apply(opt)
 
-local model = cli.check(Model.open(opt.model, { dtype = opt.dtype }))
+local model = cli.check(Model.open(opt.model, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
+if model.net.continues == false then
+  cli.fail(("%s: a model of the family %s does not continue a text"):format(opt.model, model.family))
+end
 local tokenizer = cli.check(Tokenizer.open(model.directory))
 if opt.prompt and opt.prompts then cli.fail("generate: --prompt and --prompts cannot go together", 2) end
 if opt.system and not opt.chat then cli.fail("generate: --system belongs to --chat", 2) end

@@ -1,6 +1,7 @@
 -- inspect: what a model is, and whether it can be run
 local cli = require "onn.cli"
 local inspect = require "onn.inspect"
+local model_options = require "onn.model_options"
 local plan = require "onn.plan"
 local units = require "onn.units"
 
@@ -9,15 +10,9 @@ local opt = cli.parse {
   summary = "Says what MODEL is: parameters, bytes, stages and tensors; what can be run, and what is missing for it. Reads headers only.",
   example = "onn inspect models/smollm2",
   arguments = { { "MODEL", "model directory, .safetensors file, or org/name in the hub cache" } },
-  options = {
-    { "all", help = "list every stage and tensor" },
-    { "family", type = "string", metavar = "NAME", help = "take this architecture where there is no config.json" },
-    { "set", type = "pair", repeats = true, help = "a value of the config that --family stands in for (repeatable)" },
-  },
+  options = model_options.add { { "all", help = "list every stage and tensor" } },
 }
-if opt.set and not opt.family then cli.fail("--set needs --family", 2) end
-local config = opt.family and inspect.stand_in(opt.family, opt.set)
-local a, model = inspect.analyse(opt.model, { dtype = opt.dtype, config = config })
+local a, model = inspect.analyse(opt.model, model_options.of(opt))
 cli.check(a, model)
 
 local needs = {}
@@ -87,19 +82,33 @@ else
   if widest then
     cli.print("\ntensors of " .. widest.name)
     local list = {}
-    for i, t in ipairs(widest.tensors) do list[i] = { tensor = "  " .. t.name, dtype = t.dtype, shape = shape_of(t) } end
+    for i, t in ipairs(widest.tensors) do
+      if i > 60 then list[i] = { tensor = ("  and %d more (--all lists them)"):format(#widest.tensors - 60), dtype = "", shape = "" } break end
+      list[i] = { tensor = "  " .. t.name, dtype = t.dtype, shape = shape_of(t) }
+    end
     cli.print((cli.table(list, { "tensor", "dtype", "shape" }):gsub("^[^\n]*\n", "")))
   end
 end
 
 cli.print ""
+if a.assumed then
+  local list = {}
+  for i, one in ipairs(a.assumed) do list[i] = ("%s=%s (%s)"):format(one.key, tostring(one.value), one.from) end
+  cli.print("config        " .. table.concat(list, ", "))
+end
 if a.runnable then
   cli.print(("runnable      yes, in %s\nin memory     generate from %s, train from %s (LoRA, micro-batch 1, activations rebuilt)"):format(
     model.dtype, units.bytes(needs.generate), units.bytes(needs.train)))
   cli.print(("streamed      generate from %s, train from %s: weights pass through memory, read again for each token and update"):format(
     units.bytes(needs.generate_streamed), units.bytes(needs.train_streamed)))
 else
-  cli.print "runnable      no; it can be analysed. What is missing:"
+  local told = {}
+  for i, f in ipairs(a.findings) do
+    told[i] = { what = "  " .. f.what, value = tostring(f.value), confidence = ("%d %%"):format(100 * f.confidence), why = f.why }
+  end
+  cli.print "found by names and shapes, with the confidence of each"
+  cli.print((cli.table(told, { "what", "value", { "confidence", align = "right" }, "why" }):gsub("^[^\n]*\n", "")))
+  cli.print "\nrunnable      no; it can be analysed. What is missing:"
   for i, line in ipairs(a.missing) do
     if i > 20 then cli.print(("  and %d more (--json lists all)"):format(#a.missing - 20)) break end
     cli.print("  " .. line)

@@ -12,7 +12,7 @@ local opt = cli.parse {
     { "special", negate = true, help = "special tokens are parsed in TEXT (so anyway; --no-special: text) and shown by --decode" },
     { "bos", help = "begin with the model's beginning-of-text token" },
     { "add-special-tokens", help = "put around TEXT what the model's post-processor asks for, such as [CLS] and [SEP]" },
-    { "pair", help = "a second text, for --add-special-tokens" },
+    { "pair", type = "string", help = "a second text, for --add-special-tokens" },
   },
 }
 

@@ -1,12 +1,13 @@
 -- train: LoRA (or full) fine-tuning of a model on your data
 local batch = require "onn.batch"
 local checkpoint = require "onn.checkpoint"
+local classifier = require "onn.classifier"
 local cli = require "onn.cli"
 local data = require "onn.data"
 local layers = require "onn.layers"
 local limit = require "onn.limit"
 local lora = require "onn.nn.lora"
-local Model = require "onn.model"
+local model_options = require "onn.model_options"
 local plot = require "onn.plot"
 local report = require "onn.report"
 local runtime = require "onn.runtime"
@@ -24,14 +25,14 @@ local opt = cli.parse {
   summary = "Fine-tunes MODEL on DATA (JSONL, JSON, text, or input_ids in a safetensors file) and writes an adapter in PEFT's format.",
   example = "onn train models/smollm2 questions.jsonl --out adapter --epochs 1",
   arguments = { { "MODEL", "model directory" }, { "DATA", "training data" } },
-  options = require "onn.training_options",
+  options = model_options.add(require "onn.training_options"),
 }
 local wrong = training.check(opt)
 if wrong then cli.fail("train: " .. wrong, 2) end
 settings.apply(opt, opt.model)
 local machine = runtime.apply(opt)
 
-local model = cli.check(Model.open(opt.model, { dtype = opt.dtype, seed = opt.seed }))
+local model = cli.check(classifier.open(opt.model, opt.data, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
 if model.unwritten and not opt.full then
   cli.note("%s has no weights beside it: new ones are trained (--full)", opt.model)
@@ -48,7 +49,7 @@ end
 local resume, replaced
 if not opt.dry_run then resume, replaced = checkpoint.choose(opt) end
 local tokenizer = not model.net.open_data and not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
-opt.vocab_size = model.sizes.vocabulary
+opt.vocab_size, opt.classes, opt.own = model.sizes.vocabulary, classifier.classes(model), model.sizes.top ~= nil
 local set = cli.check(data.open(opt.data, tokenizer, opt, model))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
 local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt, model))

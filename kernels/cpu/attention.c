@@ -8,8 +8,9 @@ typedef struct Job {
     float *lse; /* (N, heads) or NULL */
     const View *q, *k, *v;
     const Mask *mask;
-    float scale; /* of scores, times log2(e): exponentials are powers of two */
-    Form form;
+    float scale; /* of scores, times log2(e): exponentials are powers of two; 1 where scores are shaped by `shape` first */
+    float shape;
+    Form form, values; /* of queries and keys, and of values */
     int64_t heads, kv_heads, group, parts;
 } Job;
 
@@ -22,16 +23,16 @@ typedef struct Own {
     float *sum, *turn;     /* (dims, QUERIES), and what turns it */
 } Own;
 
-static int64_t own_make(Own *o, const Form *f, int64_t keys, float *at) {
+static int64_t own_make(Own *o, const Form *f, const Form *v, int64_t keys, float *at) {
     int64_t tiles = count_of(keys, KEYS), used = 0;
 #define TAKE(member, floats) (o->member = at ? at + used : NULL, used += ((floats) + 15) / 16 * 16)
     TAKE(keys, tiles * KEYS * f->words);
-    TAKE(values, tiles * KEYS * f->words);
-    TAKE(rows, KEYS * f->words);
+    TAKE(values, tiles * KEYS * v->words);
+    TAKE(rows, KEYS * v->words);
     TAKE(q, f->dims * QUERIES);
     TAKE(scores, KEYS * QUERIES);
     TAKE(p, KEYS * QUERIES);
-    TAKE(sum, f->dims * QUERIES);
+    TAKE(sum, v->dims * QUERIES);
     TAKE(turn, QUERIES * QUERIES);
 #undef TAKE
     if (!f->pairs)
@@ -74,32 +75,37 @@ INLINE void soften(const Job *job, const Own *o, int64_t n, Vec most[2], Vec tot
 
 /* Queries q0..q0+n of sequence s, against keys that `o` holds. */
 static void queries_run(const Job *job, const Own *o, int64_t s, int64_t head, int64_t q0, int64_t n) {
-    const Form *f = &job->form;
+    const Form *f = &job->form, *fv = &job->values;
     int64_t token = job->mask->q_starts[s];
     Sight sight = sight_of(job->mask, s, q0, n);
+    int shapes = mask_shapes(job->mask);
     Vec most[2] = {vec_set(-INFINITY), vec_set(-INFINITY)}, total[2] = {{0}}, factor[2];
+    for (int j = 0; job->mask->sinks && j < 2; j++)
+        most[j] = vec_set(job->mask->sinks[head] * LOG2_E), total[j] = vec_set(1);
     copy_lanes(o->q, f, head_at(job->q, token, head), q0, n);
-    memset(o->sum, 0, (size_t)(f->dims * QUERIES) * sizeof(float));
+    memset(o->sum, 0, (size_t)(fv->dims * QUERIES) * sizeof(float));
     for (int64_t k0 = sight.low / KEYS * KEYS; k0 < sight.high; k0 += KEYS) {
         int64_t keys = whole_parts(least(KEYS, sight.high - k0));
         keys_times_queries(o->scores, f, o->keys + k0 * f->words, o->q, keys);
+        if (shapes)
+            shape_scores(o->scores, NULL, job->mask, &sight, head, k0, keys, job->shape);
         if (hides(&sight, k0, keys))
             hide(o->scores, &sight, k0, keys);
         soften(job, o, keys, most, total, factor);
-        keys_turned_times(o->sum, f, factor, o->values + k0 * f->words, o->p, keys);
+        keys_turned_times(o->sum, fv, factor, o->values + k0 * fv->words, o->p, keys);
     }
     float lse[QUERIES], logs[QUERIES];
     for (int j = 0; j < 2; j++) {
         VecI none = total[j] == 0;
         Vec over = 1 / (Vec)((none & (VecI)vec_set(1)) | (~none & (VecI)total[j]));
-        for (int64_t d = 0; d < f->dims; d++) {
+        for (int64_t d = 0; d < fv->dims; d++) {
             float *at = o->sum + d * QUERIES + j * LANES;
             vec_store(at, vec_load(at) * over);
         }
         vec_store(lse + j * LANES, most[j]);
         vec_store(logs + j * LANES, total[j]);
     }
-    put_turned(head_at(job->y, token, head), f, q0, n, o->sum, o->turn);
+    put_turned(head_at(job->y, token, head), fv, q0, n, o->sum, o->turn);
     for (int64_t i = 0; i < n && job->lse; i++)
         job->lse[(token + q0 + i) * job->heads + head] = LN_2 * lse[i] + logf(logs[i]);
 }
@@ -107,6 +113,7 @@ static void queries_run(const Job *job, const Own *o, int64_t s, int64_t head, i
 /* One part of the work on one head of keys of one sequence: tiles of queries, each with the heads that share those keys. */
 static void unit_run(const Job *job, const Own *o, int64_t s, int64_t kv_head, int64_t part) {
     const Mask *m = job->mask;
+    const Form *f = &job->form, *fv = &job->values;
     int64_t queries = m->q_starts[s + 1] - m->q_starts[s], items = count_of(queries, QUERIES) * job->group;
     int64_t from = items * part / job->parts, to = items * (part + 1) / job->parts;
     if (from == to)
@@ -115,11 +122,11 @@ static void unit_run(const Job *job, const Own *o, int64_t s, int64_t kv_head, i
     Sight begin = sight_of(m, s, first, 1), end = sight_of(m, s, last, least(QUERIES, queries - last));
     Head k = head_at(job->k, m->k_starts[s], kv_head), v = head_at(job->v, m->k_starts[s], kv_head);
     for (int64_t k0 = begin.low / KEYS * KEYS; k0 < end.high; k0 += KEYS) {
-        int64_t n = least(KEYS, end.high - k0), at = k0 * job->form.words, filled = whole_parts(n);
-        copy_rows(o->keys + at, &job->form, k, k0, n, filled);
-        copy_rows(job->form.pairs ? o->rows : o->values + at, &job->form, v, k0, n, filled);
-        if (job->form.pairs)
-            copy_turned(o->values + at, &job->form, o->rows, filled);
+        int64_t n = least(KEYS, end.high - k0), at = k0 * fv->words, filled = whole_parts(n);
+        copy_rows(o->keys + k0 * f->words, f, k, k0, n, filled);
+        copy_rows(fv->pairs ? o->rows : o->values + at, fv, v, k0, n, filled);
+        if (fv->pairs)
+            copy_turned(o->values + at, fv, o->rows, filled);
     }
     for (int64_t i = from; i < to; i++) {
         int64_t q0 = i / job->group * QUERIES;
@@ -128,8 +135,8 @@ static void unit_run(const Job *job, const Own *o, int64_t s, int64_t kv_head, i
 }
 
 Status KERNEL(attention)(View *y, View *lse, const View *q, const View *k, const View *v, const Mask *mask, float scale) {
-    Job job = {.y = y, .lse = lse ? lse->data : NULL, .q = q, .k = k, .v = v, .mask = mask, .scale = scale * LOG2_E, .form = form_of(q),
-               .heads = q->shape[1], .kv_heads = k->shape[1], .parts = 1};
+    Job job = {.y = y, .lse = lse ? lse->data : NULL, .q = q, .k = k, .v = v, .mask = mask, .scale = mask_shapes(mask) ? 1 : scale * LOG2_E, .shape = scale,
+               .form = form_of(q), .values = form_of(v), .heads = q->shape[1], .kv_heads = k->shape[1], .parts = 1};
     job.group = job.heads / job.kv_heads;
     int64_t most = 0, work = 0, units = mask->sequences * job.kv_heads;
     for (int64_t s = 0; s < mask->sequences; s++) {
@@ -141,7 +148,7 @@ Status KERNEL(attention)(View *y, View *lse, const View *q, const View *k, const
     if (threads > 1 && units < 4 * threads) /* each part copies the keys that it needs */
         job.parts = count_of(4 * threads, units);
     Own sizes;
-    int64_t floats = own_make(&sizes, &job.form, most, NULL);
+    int64_t floats = own_make(&sizes, &job.form, &job.values, most, NULL);
     size_t bytes = (size_t)(floats * threads) * sizeof(float);
     float *scratch = scratch_alloc(bytes);
     if (!scratch)
@@ -150,7 +157,7 @@ Status KERNEL(attention)(View *y, View *lse, const View *q, const View *k, const
     {
         Own own;
         blocks_begin();
-        own_make(&own, &job.form, most, scratch + floats * omp_get_thread_num());
+        own_make(&own, &job.form, &job.values, most, scratch + floats * omp_get_thread_num());
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < units * job.parts; i++) /* the last parts see the most keys: they go first */
             unit_run(&job, &own, i / job.parts / job.kv_heads, i / job.parts % job.kv_heads, job.parts - 1 - i % job.parts);

@@ -14,7 +14,7 @@
 #include <math.h>
 
 #include "panel.h"
-
+#include "vecmath.h"
 
 enum {
     QUERIES = BLOCK_COLS,
@@ -52,9 +52,9 @@ typedef struct Form {
     int pairs;
 } Form;
 
-static inline Form form_of(const View *q) {
-    int pairs = sides_pair(q->dtype, q->dtype);
-    int64_t size = q->shape[2], part = pairs ? DIM_PART : LANES, dims = count_of(size, part) * part;
+static inline Form form_of(const View *v) {
+    int pairs = sides_pair(v->dtype, v->dtype);
+    int64_t size = v->shape[2], part = pairs ? DIM_PART : LANES, dims = count_of(size, part) * part;
     return (Form){size, dims, pairs ? dims / 2 : dims, pairs};
 }
 
@@ -311,30 +311,36 @@ static inline Vec exp2_below(Vec x) {
 
 /* Which keys a tile of queries sees: queries first..last stand at these key numbers; keys low..high in all. */
 typedef struct Sight {
-    int64_t first, last, low, high, window;
+    int64_t first, last, low, high, window, chunk;
     int causal;
 } Sight;
 
 static inline Sight sight_of(const Mask *m, int64_t s, int64_t q0, int64_t n) {
     int64_t queries = m->q_starts[s + 1] - m->q_starts[s], keys = m->k_starts[s + 1] - m->k_starts[s];
-    Sight v = {.first = q0 + keys - queries, .window = m->window, .causal = m->causal};
+    Sight v = {.first = q0 + keys - queries, .window = m->window, .chunk = m->chunk, .causal = m->causal};
     v.last = v.first + n - 1;
     v.high = m->causal ? v.last + 1 : keys;
     v.low = m->window && v.first - m->window + 1 > 0 ? v.first - m->window + 1 : 0;
+    if (m->chunk && v.first / m->chunk * m->chunk > v.low)
+        v.low = v.first / m->chunk * m->chunk;
     return v;
 }
 
 /* Scores (n keys from k0, QUERIES) that a query does not see become -inf. */
 static inline void hide(float *scores, const Sight *v, int64_t k0, int64_t n) {
-    int32_t numbers[2 * LANES];
-    VecI at[2];
-    for (int j = 0; j < 2 * LANES; j++)
+    int32_t numbers[2 * LANES], chunks[2 * LANES];
+    VecI at[2], chunk[2];
+    for (int j = 0; j < 2 * LANES; j++) {
         numbers[j] = (int32_t)(v->first + j);
+        chunks[j] = v->chunk ? (int32_t)((v->first + j) / v->chunk * v->chunk) : 0;
+    }
     memcpy(at, numbers, sizeof at);
+    memcpy(chunk, chunks, sizeof chunk);
     for (int64_t i = 0; i < n; i++) {
         int64_t key = k0 + i;
         int after = v->causal && key > v->first, before = v->window && key <= v->last - v->window;
-        if (key < v->high && !after && !before)
+        int apart = v->chunk && key < v->last / v->chunk * v->chunk;
+        if (key < v->high && !after && !before && !apart)
             continue;
         for (int j = 0; j < 2; j++) {
             VecI hidden = {0};
@@ -344,13 +350,47 @@ static inline void hide(float *scores, const Sight *v, int64_t k0, int64_t n) {
                 hidden |= at[j] < (int32_t)key;
             if (before)
                 hidden |= at[j] - (int32_t)v->window >= (int32_t)key;
+            if (apart)
+                hidden |= chunk[j] > (int32_t)key;
             float *p = scores + i * QUERIES + j * LANES;
             vec_store(p, (Vec)((hidden & (int32_t)0xff800000) | (~hidden & (VecI)vec_load(p))));
         }
     }
 }
 static inline int hides(const Sight *v, int64_t k0, int64_t n) {
-    return k0 + n > v->high || (v->causal && k0 + n - 1 > v->first) || (v->window && k0 <= v->last - v->window);
+    return k0 + n > v->high || (v->causal && k0 + n - 1 > v->first) || (v->window && k0 <= v->last - v->window) ||
+           (v->chunk && k0 < v->last / v->chunk * v->chunk);
+}
+
+/* Whether scores are more than products: their cap and bias are then a step of its own, after which they are whole logits times log2(e). */
+static inline int mask_shapes(const Mask *m) { return m->cap > 0 || m->bias; }
+
+/* Scores (n keys from k0, QUERIES) of one head become cap * tanh(scale * score / cap) + bias, times log2(e); slopes, if not NULL,
+ * receive the derivative by scale * score. */
+static inline void shape_scores(float *scores, float *slopes, const Mask *m, const Sight *v, int64_t head, int64_t k0, int64_t n, float scale) {
+    float line[KEYS + QUERIES]; /* the bias from the farthest distance of the tile's last key down: element t lies t before it */
+    for (int64_t t = 0, end = n - 1 + QUERIES; m->bias && t < end; t++) {
+        int64_t at = k0 + n - 1 - v->first - t + m->bias_zero;
+        at = at < 0 ? 0 : at < m->bias_size ? at : m->bias_size - 1;
+        line[t] = m->bias[head * m->bias_size + at] * LOG2_E;
+    }
+    float inside = m->cap > 0 ? scale / m->cap : 0, outside = m->cap * LOG2_E;
+    for (int64_t i = 0; i < n; i++)
+        for (int j = 0; j < 2; j++) {
+            float *at = scores + i * QUERIES + j * LANES;
+            Vec s = vec_load(at);
+            if (m->cap > 0) {
+                Vec t = vec_tanh(s * inside);
+                s = t * outside;
+                if (slopes)
+                    vec_store(slopes + i * QUERIES + j * LANES, 1.0f - t * t);
+            } else {
+                s *= scale * LOG2_E;
+            }
+            if (m->bias)
+                s += vec_load(line + n - 1 - i + j * LANES);
+            vec_store(at, s);
+        }
 }
 
 #ifdef __AVX512BF16__

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <omp.h>
 
-#include "isa.h"
+#include "vecmath.h"
 
 enum {
     CHUNK = 256,
@@ -20,8 +20,9 @@ enum {
 typedef struct Job {
     const View *q, *k, *v;
     const int32_t *lengths;
-    int64_t window, group, chunks, part; /* part: floats of one head's result of one chunk: values, maximum, sum */
-    float scale;                         /* times log2(e) */
+    const Mask *mask;
+    int64_t group, chunks, part; /* part: floats of one head's result of one chunk: values, maximum, sum */
+    float scale;
     float *parts;                        /* (S, heads, chunks, part) */
 } Job;
 
@@ -107,10 +108,25 @@ static void soften(float *scores, int64_t n, float *most, float *total) {
     *total = vec_sum(sum);
 }
 
+/* Scaled scores of keys from.. of one head become cap * tanh(score / cap) + bias, where there are such. */
+static void shape_scores(float *scores, const Mask *m, int64_t head, int64_t distance, int64_t n) {
+    for (int64_t i = 0; i < n; i += LANES) { /* the last vector is whole: there is room */
+        Vec s = vec_load(scores + i);
+        if (m->cap > 0)
+            s = vec_tanh(s / m->cap) * m->cap;
+        for (int k = 0; m->bias && k < LANES; k++) {
+            int64_t at = distance + i + k + m->bias_zero;
+            s[k] += m->bias[head * m->bias_size + (at < 0 ? 0 : at < m->bias_size ? at : m->bias_size - 1)];
+        }
+        vec_store(scores + i, s);
+    }
+}
+
 INLINE void heads_run(const Job *job, int64_t s, int64_t kv_head, int64_t first, int64_t from, int64_t n, float *out, Dtype dtype, const int heads) {
     const View *q = job->q, *k = job->k, *v = job->v;
     int64_t size = q->shape[2], dims = (size + LANES - 1) / LANES * LANES, bytes = dtype == F32 ? 4 : 2, d = 0, stride = job->chunks * job->part;
-    float queries[HEADS * 256], scores[HEADS * CHUNK + LANES];
+    int64_t values = v->shape[3], at = job->part - 2;
+    float queries[HEADS * HEAD_MOST], scores[HEADS * CHUNK + LANES];
     for (int h = 0; h < heads; h++) {
         const void *row = (const char *)q->data + (s * q->stride[0] + (kv_head * job->group + first + h) * q->stride[1]) * bytes;
         for (d = 0; d + LANES <= size; d += LANES)
@@ -121,12 +137,14 @@ INLINE void heads_run(const Job *job, int64_t s, int64_t kv_head, int64_t first,
     const char *key = (const char *)k->data + (s * k->stride[0] + from * k->stride[1] + kv_head * k->stride[2]) * bytes;
     const char *value = (const char *)v->data + (s * v->stride[0] + from * v->stride[1] + kv_head * v->stride[2]) * bytes;
     score(scores, queries, dims, key, dtype, size, k->stride[1], n, job->scale, heads);
+    for (int h = 0; h < heads && (job->mask->cap > 0 || job->mask->bias); h++)
+        shape_scores(scores + h * CHUNK, job->mask, kv_head * job->group + first + h, from - (job->lengths[s] - 1), n);
     for (int h = 0; h < heads; h++)
-        soften(scores + h * CHUNK, n, out + h * stride + dims, out + h * stride + dims + 1);
-    for (d = 0; d + 4 * LANES <= size; d += 4 * LANES)
-        weigh(out, stride, scores, value, dtype, size, v->stride[1], n, d, heads, 4);
-    for (; d < size; d += LANES)
-        weigh(out, stride, scores, value, dtype, size, v->stride[1], n, d, heads, 1);
+        soften(scores + h * CHUNK, n, out + h * stride + at, out + h * stride + at + 1);
+    for (d = 0; d + 4 * LANES <= values; d += 4 * LANES)
+        weigh(out, stride, scores, value, dtype, values, v->stride[1], n, d, heads, 4);
+    for (; d < values; d += LANES)
+        weigh(out, stride, scores, value, dtype, values, v->stride[1], n, d, heads, 1);
 }
 
 INLINE void heads_some(const Job *job, int64_t s, int64_t kv_head, int64_t first, int64_t from, int64_t n, float *out, const int heads) {
@@ -138,7 +156,10 @@ INLINE void heads_some(const Job *job, int64_t s, int64_t kv_head, int64_t first
 
 /* The keys that sequence s sees of one chunk: *from and their number. */
 static int64_t chunk_keys(const Job *job, int64_t s, int64_t chunk, int64_t *from) {
-    int64_t length = job->lengths[s], low = job->window && length > job->window ? length - job->window : 0, to = (chunk + 1) * CHUNK;
+    const Mask *m = job->mask;
+    int64_t length = job->lengths[s], low = m->window && length > m->window ? length - m->window : 0, to = (chunk + 1) * CHUNK;
+    if (m->chunk && length > 0 && (length - 1) / m->chunk * m->chunk > low)
+        low = (length - 1) / m->chunk * m->chunk;
     *from = chunk * CHUNK > low ? chunk * CHUNK : low;
     return (to < length ? to : length) - *from;
 }
@@ -160,13 +181,15 @@ static void chunk_run(const Job *job, int64_t s, int64_t kv_head, int64_t chunk)
 
 /* Joins the chunks of one head. */
 static void head_join(const Job *job, View *y, int64_t s, int64_t head) {
-    int64_t size = job->q->shape[2], dims = job->part - 2, from;
+    int64_t size = job->v->shape[3], dims = job->part - 2, from;
+    const float *sinks = job->mask->sinks;
     const float *parts = job->parts + (s * job->q->shape[1] + head) * job->chunks * job->part;
     void *row = (char *)y->data + (s * y->stride[0] + head * y->stride[1]) * (int64_t)dtype_size(y->dtype);
-    float most = -INFINITY, total = 0, sum[256 + LANES] = {0};
+    float most = sinks ? sinks[head] : -INFINITY, total, sum[HEAD_MOST + LANES] = {0};
     for (int64_t c = 0; c < job->chunks; c++)
         if (chunk_keys(job, s, c, &from) > 0 && parts[c * job->part + dims] > most)
             most = parts[c * job->part + dims];
+    total = sinks ? expf(sinks[head] - most) : 0;
     for (int64_t c = 0; c < job->chunks; c++) {
         const float *p = parts + c * job->part;
         if (chunk_keys(job, s, c, &from) <= 0)
@@ -184,18 +207,18 @@ static void head_join(const Job *job, View *y, int64_t s, int64_t head) {
         vec_put_part(row, y->dtype, d, size - d, vec_load(sum + d) * over);
 }
 
-Status KERNEL(attention_decode)(View *y, const View *q, const View *k, const View *v, const View *lengths, int64_t window, float scale) {
-    int64_t sequences = q->shape[0], heads = q->shape[1], kv_heads = k->shape[2], size = q->shape[2], most = 0, work = 0;
-    Job job = {.q = q, .k = k, .v = v, .lengths = lengths->data, .window = window, .group = heads / kv_heads, .scale = scale};
-    if (size > 256)
-        return fail(ERR_UNSUPPORTED, "attention: heads of %ld elements, 256 are the most", (long)size);
+Status KERNEL(attention_decode)(View *y, const View *q, const View *k, const View *v, const View *lengths, const Mask *mask, float scale) {
+    int64_t sequences = q->shape[0], heads = q->shape[1], kv_heads = k->shape[2], size = q->shape[2], values = v->shape[3], most = 0, work = 0;
+    Job job = {.q = q, .k = k, .v = v, .lengths = lengths->data, .mask = mask, .group = heads / kv_heads, .scale = scale};
+    if (size > HEAD_MOST || values > HEAD_MOST)
+        return fail(ERR_UNSUPPORTED, "attention: heads of %ld elements, %d are the most", (long)(size > values ? size : values), HEAD_MOST);
     for (int64_t s = 0; s < sequences; s++) {
         int64_t n = job.lengths[s];
         most = n > most ? n : most;
-        work += (window && n > window ? window : n) * heads * size;
+        work += (mask->window && n > mask->window ? mask->window : n) * heads * size;
     }
     job.chunks = (most + CHUNK - 1) / CHUNK;
-    job.part = (size + LANES - 1) / LANES * LANES + 2;
+    job.part = (values + LANES - 1) / LANES * LANES + 2;
     int64_t units = sequences * kv_heads * job.chunks, floats = sequences * heads * job.chunks * job.part;
     float stack[ON_STACK];
     size_t bytes = floats > ON_STACK ? (size_t)floats * sizeof(float) : 0;

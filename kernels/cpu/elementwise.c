@@ -110,6 +110,12 @@ enum { PIECE = 1 << 14, PARALLEL = 1 << 15 };
 #define VALUE_silu(a) vec_silu(a)
 #define VALUE_gelu(a) vec_gelu(a)
 #define VALUE_gelu_tanh(a) vec_gelu_tanh(a)
+#define VALUE_quick_gelu(a) vec_quick_gelu(a)
+#define VALUE_relu2(a) vec_relu2(a)
+#define VALUE_relu6(a) vec_relu6(a)
+#define VALUE_softplus(a) vec_softplus(a)
+#define VALUE_hardswish(a) vec_hardswish(a)
+#define VALUE_hardsigmoid(a) vec_hardsigmoid(a)
 
 #define SLOPE_neg(x, y) vec_set(-1)
 #define SLOPE_exp(x, y) (y)
@@ -123,6 +129,12 @@ enum { PIECE = 1 << 14, PARALLEL = 1 << 15 };
 #define SLOPE_silu(x, y) vec_silu_slope(x)
 #define SLOPE_gelu(x, y) vec_gelu_slope(x)
 #define SLOPE_gelu_tanh(x, y) vec_gelu_tanh_slope(x)
+#define SLOPE_quick_gelu(x, y) vec_quick_gelu_slope(x)
+#define SLOPE_relu2(x, y) vec_relu2_slope(x)
+#define SLOPE_relu6(x, y) vec_relu6_slope(x)
+#define SLOPE_softplus(x, y) vec_sigmoid(x)
+#define SLOPE_hardswish(x, y) vec_hardswish_slope(x)
+#define SLOPE_hardsigmoid(x, y) vec_hardsigmoid_slope(x)
 
 Status KERNEL(unary)(View *y, const View *x, UnaryOp op) {
     switch (op) {

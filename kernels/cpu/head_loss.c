@@ -6,6 +6,7 @@
 #include <omp.h>
 
 #include "product.h"
+#include "vecmath.h"
 
 enum {
     CUT = HEAD_CUT,
@@ -19,7 +20,7 @@ typedef struct Head {
     int32_t *tokens;   /* the rows of x at hand: those with labels */
     const int32_t *labels;
     int64_t first;     /* w's first row is this entry of the vocabulary */
-    float multiplier;
+    Logits form;
     int64_t width, count, room; /* of `count` rows, `room` is what a panel of blocks has place for */
     int pairs;
     float *stats, *most, *total, *target; /* per token */
@@ -46,6 +47,23 @@ static inline Vec exp_falling(Vec x) {
     p = p * r * r + r + 1.0f;
     p = p * (Vec)((k + 127) << 23);
     return (Vec)(~(x < -87.3f) & (VecI)p);
+}
+
+/* Logits of products with w's rows entry..entry+LANES, of which `left` are there. */
+INLINE Vec logits_of(const Head *h, Vec product, int64_t entry, int64_t left) {
+    const Logits *f = &h->form;
+    if (f->bias && left > 0)
+        product += vec_take(f->bias, F32, h->first + entry, left);
+    product *= f->multiplier;
+    if (f->cap > 0)
+        product = vec_tanh(product / f->cap) * f->cap;
+    return product;
+}
+
+/* Their derivative by what went into the cap; 0 for -inf. */
+INLINE Vec cap_slope(Vec logit, float cap) {
+    Vec t = vec_max(logit, vec_set(-cap)) / cap;
+    return 1.0f - t * t;
 }
 
 /* Block i of the rows at hand, packed; `own` holds the rows themselves where they do not follow each other. */
@@ -116,7 +134,7 @@ static void block_softmax(const Head *h, int64_t i, int64_t cut, int64_t end, fl
             float *at = l + j * panel_step + r * BLOCK_COLS;
             Vec most = vec_load(highest + r * LANES);
             for (int k = 0; k < BLOCK_COLS; k += LANES) {
-                Vec v = vec_load(at + k) * h->multiplier;
+                Vec v = logits_of(h, vec_load(at + k), cut + j * BLOCK_COLS + k, end - cut - j * BLOCK_COLS - k);
                 for (int64_t n = last - k; j == panels - 1 && n < LANES; n++) /* what is not in the vocabulary */
                     if (n >= 0)
                         v[n] = -INFINITY;
@@ -137,6 +155,8 @@ static void block_softmax(const Head *h, int64_t i, int64_t cut, int64_t end, fl
             for (int k = 0; k < BLOCK_VECS; k++) {
                 Vec e = exp_falling(vec_load(at + k * LANES) - high);
                 sum[k] += e;
+                if (h->sums && h->form.cap > 0)
+                    e *= cap_slope(vec_load(at + k * LANES), h->form.cap);
                 if (h->sums)
                     vec_put(own, dtype, r * CUT + j * BLOCK_COLS + k * LANES, e);
             }
@@ -234,17 +254,17 @@ static int scratch_take(Head *h, Scratch *s, int64_t rows) {
     return 1;
 }
 
-static Head head_of(View *stats, View *sums, View *label_rows, const View *x, const View *w, const View *labels, int64_t first, float multiplier) {
+static Head head_of(View *stats, View *sums, View *label_rows, const View *x, const View *w, const View *labels, int64_t first, const Logits *form) {
     int64_t rows = view_rows(x);
     float *s = stats->data;
-    return (Head){.x = x, .w = w, .labels = labels->data, .first = first, .multiplier = multiplier, .width = w->shape[1],
+    return (Head){.x = x, .w = w, .labels = labels->data, .first = first, .form = *form, .width = w->shape[1],
                   .pairs = sides_pair(x->dtype, w->dtype), .most = s, .total = s + rows, .target = s + 2 * rows,
                   .label_rows = label_rows, .sums = sums ? sums->data : NULL, .sum_rows = head_sum_rows(rows)};
 }
 
 Status KERNEL(head_part)(View *stats, View *sums, View *label_rows, const View *x, const View *w, const View *labels, int64_t first,
-                         float multiplier) {
-    Head h = head_of(stats, sums, label_rows, x, w, labels, first, multiplier);
+                         const Logits *form) {
+    Head h = head_of(stats, sums, label_rows, x, w, labels, first, form);
     int64_t rows = view_rows(x), count;
     size_t list_bytes = (size_t)rows * sizeof(int32_t);
     int32_t *list = rows ? scratch_alloc(list_bytes) : NULL;
@@ -268,9 +288,9 @@ Status KERNEL(head_part)(View *stats, View *sums, View *label_rows, const View *
     return status;
 }
 
-/* One token's dx, from the panels of the sums. */
+/* One token's dx, from the panels of the sums; `slope` of its label's logit. */
 static void gradient_finish(View *dx, const View *sums, const View *label_rows, int64_t token, int64_t row, int64_t sum_rows, float total,
-                            float factor) {
+                            float factor, float slope) {
     const void *label = row_at(label_rows, token);
     int64_t width = view_width(dx);
     void *to = row_at(dx, token);
@@ -278,7 +298,7 @@ static void gradient_finish(View *dx, const View *sums, const View *label_rows, 
         const float *sum = (const float *)sums->data + (k / BLOCK_COLS * sum_rows + row) * BLOCK_COLS + k % BLOCK_COLS;
         int64_t n = width - k;
         Vec of = n >= LANES ? vec_get(label, dx->dtype, k) : vec_get_part(label, dx->dtype, k, n);
-        Vec v = (vec_load(sum) / total - of) * factor;
+        Vec v = (vec_load(sum) / total - of * slope) * factor;
         if (n >= LANES)
             vec_put(to, dx->dtype, k, v);
         else
@@ -287,7 +307,7 @@ static void gradient_finish(View *dx, const View *sums, const View *label_rows, 
 }
 
 Status KERNEL(head_end)(View *nll, View *dx, const View *stats, const View *sums, const View *label_rows, const View *labels, float scale,
-                        float multiplier) {
+                        const Logits *form) {
     int64_t rows = view_count(labels);
     const int32_t *l = labels->data;
     const float *most = stats->data, *total = most + rows, *target = total + rows;
@@ -304,14 +324,15 @@ Status KERNEL(head_end)(View *nll, View *dx, const View *stats, const View *sums
             if (l[t] < 0)
                 memset(row_at(dx, t), 0, (size_t)view_width(dx) * dtype_size(dx->dtype));
             else
-                gradient_finish(dx, sums, label_rows, t, row++, head_sum_rows(rows), total[t], scale * multiplier);
+                gradient_finish(dx, sums, label_rows, t, row++, head_sum_rows(rows), total[t], scale * form->multiplier,
+                                form->cap > 0 ? 1 - target[t] / form->cap * (target[t] / form->cap) : 1);
     }
     return OK;
 }
 
 /* --- the weight's gradient: a second pass, when the sums of exponentials are known ---------------------------------------- */
 
-/* A token's logits of a cut become its gradients, in x's dtype: scale * multiplier * (softmax - one hot). */
+/* A token's logits of a cut become its gradients, in x's dtype: scale * multiplier * (softmax - one hot), times the cap's slope. */
 static void row_gradient(const Head *h, int64_t row, int64_t cut, int64_t end, void *to, float factor) {
     int64_t token = h->tokens[row], label = h->labels[token];
     Dtype dtype = h->x->dtype;
@@ -323,15 +344,29 @@ static void row_gradient(const Head *h, int64_t row, int64_t cut, int64_t end, v
     float most = h->most[token] + logf(h->total[token]);
     for (int64_t v = cut; v < end; v += BLOCK_COLS, at += h->room * BLOCK_COLS)
         for (int64_t k = 0; k < BLOCK_COLS; k += LANES) { /* `to` has room for a whole panel */
-            Vec p = exp_falling(vec_load(at + k) * h->multiplier - most);
+            Vec logit = logits_of(h, vec_load(at + k), v + k, end - v - k), p = exp_falling(logit - most);
             if (label >= v + k && label < v + k + LANES)
                 p[label - v - k] -= 1;
+            if (h->form.cap > 0)
+                p *= cap_slope(logit, h->form.cap);
             vec_put(to, dtype, v - cut + k, p * factor);
         }
 }
 
-/* dw (vocabulary, width) += over the tokens tiles[0]..tiles[count], whose logits are made again cut by cut. */
-static void tiles_gradient(Head *h, View *dw, const int32_t *tiles, int64_t count, float factor, const Scratch *s, void *gradients,
+/* dbias += sums of gradients (tokens, CUT) over the tokens of each tile, of `columns` columns. */
+static void bias_gradient(float *dbias, const void *gradients, Dtype dtype, const int32_t *tiles, int64_t count, int64_t columns) {
+#pragma omp parallel for schedule(static)
+    for (int64_t c = 0; c < columns; c += LANES)
+        for (int64_t t = 0; t < count; t++) {
+            Vec sum = {0};
+            for (int64_t r = tiles[t]; r < tiles[t + 1]; r++)
+                sum += vec_get(gradients, dtype, r * CUT + c);
+            vec_give(dbias, F32, c, columns - c, vec_take(dbias, F32, c, columns - c) + sum);
+        }
+}
+
+/* dw (vocabulary, width) and dbias += over the tokens tiles[0]..tiles[count], whose logits are made again cut by cut. */
+static void tiles_gradient(Head *h, View *dw, View *dbias, const int32_t *tiles, int64_t count, float factor, const Scratch *s, void *gradients,
                            float *sum_scratch) {
     int64_t end = h->w->shape[0], size = (int64_t)dtype_size(h->x->dtype);
 #pragma omp parallel for schedule(static)
@@ -350,6 +385,10 @@ static void tiles_gradient(Head *h, View *dw, const int32_t *tiles, int64_t coun
                 row_gradient(h, r, cut, to, (char *)gradients + r * CUT * size, factor);
             blocks_end();
         }
+        if (dbias)
+            bias_gradient((float *)dbias->data + cut, gradients, h->x->dtype, tiles, count, to - cut);
+        if (!dw)
+            continue;
         TokenSum sum = {.c = (float *)dw->data + cut * h->width, .rows = to - cut, .cols = h->width, .step = h->width,
                         .a = {gradients, h->x->dtype, 1, CUT}, .b = side_at(side_columns(h->x), 0, h->tokens[0]), .scale = 1};
         KERNEL(token_sum)(&sum, tiles, count, sum_scratch);
@@ -361,9 +400,9 @@ static size_t sum_bytes(const Head *h, int64_t rows) {
     return KERNEL(token_sum_bytes)(&sum);
 }
 
-static Status weight_gradient(View *stats, View *dw, const View *x, const View *w, const View *labels, const View *starts, float scale,
-                              float multiplier) {
-    Head h = head_of(stats, NULL, NULL, x, w, labels, 0, multiplier);
+static Status weight_gradient(View *stats, View *dw, View *dbias, const View *x, const View *w, const View *labels, const View *starts,
+                              float scale, const Logits *form) {
+    Head h = head_of(stats, NULL, NULL, x, w, labels, 0, form);
     int64_t rows = view_rows(x), cut = least(CUT, w->shape[0]), rest = w->shape[0] % CUT, count;
     size_t tile_bytes, sums = sum_bytes(&h, cut), other = sum_bytes(&h, rest), list_bytes;
     int32_t *tiles, *list;
@@ -391,7 +430,7 @@ static Status weight_gradient(View *stats, View *dw, const View *x, const View *
             labelled |= h.labels[list[i]] >= 0;
         }
         if (labelled)
-            tiles_gradient(&h, dw, relative, next - t, scale * multiplier, &scratch, gradients, gradients + gradient_words);
+            tiles_gradient(&h, dw, dbias, relative, next - t, scale * form->multiplier, &scratch, gradients, gradients + gradient_words);
     }
     if (scratch.data)
         scratch_free(scratch.data, scratch.bytes);
@@ -404,8 +443,8 @@ static Status weight_gradient(View *stats, View *dw, const View *x, const View *
 }
 
 /* The whole: what is kept per token lies in scratch. */
-Status KERNEL(head_loss)(View *nll, View *dx, View *dw, const View *x, const View *w, const View *labels, const View *starts, float scale,
-                         float multiplier) {
+Status KERNEL(head_loss)(View *nll, View *dx, View *dw, View *dbias, const View *x, const View *w, const View *labels, const View *starts,
+                         float scale, const Logits *form) {
     int64_t rows = view_rows(x), width = view_width(x), stat_words = (3 * rows + 15) / 16 * 16, sum_words = dx ? head_sums(rows, width) : 0;
     size_t bytes = (size_t)(stat_words + sum_words) * 4 + (dx ? (size_t)(rows * width) * dtype_size(x->dtype) : 0);
     if (!rows)
@@ -415,11 +454,11 @@ Status KERNEL(head_loss)(View *nll, View *dx, View *dw, const View *x, const Vie
         return ERR_MEMORY;
     View stats = {kept, F32, 2, {3, rows}, {rows, 1}}, sums = {kept + stat_words, F32, 1, {sum_words}, {1}};
     View label_rows = {kept + stat_words + sum_words, x->dtype, 2, {rows, width}, {width, 1}};
-    Status status = KERNEL(head_part)(&stats, dx ? &sums : NULL, dx ? &label_rows : NULL, x, w, labels, 0, multiplier);
-    if (status == OK && dw)
-        status = weight_gradient(&stats, dw, x, w, labels, starts, scale, multiplier);
+    Status status = KERNEL(head_part)(&stats, dx ? &sums : NULL, dx ? &label_rows : NULL, x, w, labels, 0, form);
+    if (status == OK && (dw || dbias))
+        status = weight_gradient(&stats, dw, dbias, x, w, labels, starts, scale, form);
     if (status == OK)
-        status = KERNEL(head_end)(nll, dx, &stats, dx ? &sums : NULL, dx ? &label_rows : NULL, labels, scale, multiplier);
+        status = KERNEL(head_end)(nll, dx, &stats, dx ? &sums : NULL, dx ? &label_rows : NULL, labels, scale, form);
     scratch_free(kept, bytes);
     return status;
 }

@@ -5,8 +5,18 @@
 
 enum { STRIP = 4 * LANES }; /* columns whose weight gradients one thread sums at a time */
 
-/* Elements of f32 parameters; NULL reads as 0. */
-INLINE Vec take_f32(const float *p, int64_t i, int64_t n) { return p ? vec_take(p, F32, i, n) : (Vec){0}; }
+/* Elements of f32 parameters; NULL reads as `otherwise`. */
+INLINE Vec take_f32(const float *p, int64_t i, int64_t n, float otherwise) {
+    Vec v = vec_set(otherwise);
+    if (p)
+        v = vec_take(p, F32, i, n);
+    return v;
+}
+
+/* A parameter's row for row r of x: one for all, or one per head. */
+INLINE const float *row_of(const View *p, int64_t r, int64_t width) {
+    return p ? (const float *)p->data + (view_count(p) > width ? r % (view_count(p) / width) * width : 0) : NULL;
+}
 
 /* --- forward ----------------------------------------------------------------------------------------------------------- */
 
@@ -28,7 +38,7 @@ INLINE float row_square(const void *x, Dtype dtype, int64_t width) {
 INLINE void rms_row(void *y, Dtype yd, float *rstd, const void *x, Dtype xd, const float *w, int64_t width, float eps) {
     float r = 1 / sqrtf(row_square(x, xd, width) / (float)width + eps);
     for (int64_t i = 0; i < width; i += LANES)
-        vec_give(y, yd, i, width - i, vec_take(x, xd, i, width - i) * r * vec_take(w, F32, i, width - i));
+        vec_give(y, yd, i, width - i, vec_take(x, xd, i, width - i) * r * take_f32(w, i, width - i, 1));
     if (rstd)
         *rstd = r;
 }
@@ -50,7 +60,7 @@ INLINE void layer_row(void *y, Dtype yd, float *stats, const void *x, Dtype dtyp
     float r = 1 / sqrtf(left / (float)width + eps);
     for (i = 0; i < width; i += LANES) {
         int64_t n = width - i;
-        vec_give(y, yd, i, n, (vec_take(x, dtype, i, n) - mean) * r * vec_take(w, F32, i, n) + take_f32(b, i, n));
+        vec_give(y, yd, i, n, (vec_take(x, dtype, i, n) - mean) * r * take_f32(w, i, n, 1) + take_f32(b, i, n, 0));
     }
     if (stats)
         stats[0] = mean, stats[1] = r;
@@ -70,7 +80,7 @@ Status KERNEL(rms_norm)(View *y, View *rstd, const View *x, const View *w, float
     float *stats = rstd ? rstd->data : NULL;
 #pragma omp parallel for schedule(static) if (rows * width >= 32768)
     for (int64_t r = 0; r < rows; r++) {
-#define ROW(yd, xd) rms_row(row_at(y, r), yd, stats ? stats + r : NULL, row_at(x, r), xd, w->data, width, eps)
+#define ROW(yd, xd) rms_row(row_at(y, r), yd, stats ? stats + r : NULL, row_at(x, r), xd, row_of(w, r, width), width, eps)
         BY_DTYPES(y->dtype, x->dtype, ROW);
 #undef ROW
     }
@@ -79,11 +89,10 @@ Status KERNEL(rms_norm)(View *y, View *rstd, const View *x, const View *w, float
 
 Status KERNEL(layer_norm)(View *y, View *stats, const View *x, const View *w, const View *b, float eps) {
     int64_t rows = view_rows(x), width = view_width(x);
-    const float *bias = b ? b->data : NULL;
     float *kept = stats ? stats->data : NULL;
 #pragma omp parallel for schedule(static) if (rows * width >= 32768)
     for (int64_t r = 0; r < rows; r++) {
-#define ROW(yd, xd) layer_row(row_at(y, r), yd, kept ? kept + 2 * r : NULL, row_at(x, r), xd, w->data, bias, width, eps)
+#define ROW(yd, xd) layer_row(row_at(y, r), yd, kept ? kept + 2 * r : NULL, row_at(x, r), xd, row_of(w, r, width), row_of(b, r, width), width, eps)
         BY_DTYPES(y->dtype, x->dtype, ROW);
 #undef ROW
     }
@@ -95,7 +104,8 @@ Status KERNEL(layer_norm)(View *y, View *stats, const View *x, const View *w, co
 typedef struct Norm {
     View *dx, *dw, *db;
     const View *dy, *x;
-    const float *w, *stats; /* (rows, each): rstd, or mean and rstd */
+    const View *w;
+    const float *stats; /* (rows, each): rstd, or mean and rstd */
     int each;
 } Norm;
 
@@ -107,28 +117,30 @@ INLINE void row_backward(const Norm *a, int64_t r, Dtype yd, Dtype xd) {
     const void *dy = row_at(a->dy, r), *x = row_at(a->x, r);
     void *dx = row_at(a->dx, r);
     int64_t width = view_width(a->x);
+    const float *w = row_of(a->w, r, width);
     float mean = mean_of(a, r), rstd = rstd_of(a, r);
     Vec sum = {0}, dot = {0};
     for (int64_t i = 0; i < width; i += LANES) {
         int64_t n = width - i;
-        Vec d = vec_take(dy, yd, i, n) * vec_take(a->w, F32, i, n);
+        Vec d = vec_take(dy, yd, i, n) * take_f32(w, i, n, 1); /* 0 past the width */
         sum += d;
-        dot += d * (vec_take(x, xd, i, n) - mean); /* past the width d is 0 */
+        dot += d * (vec_take(x, xd, i, n) - mean);
     }
     float middle = a->each == 2 ? vec_sum(sum) / (float)width : 0, slope = vec_sum(dot) * rstd * rstd / (float)width;
     for (int64_t i = 0; i < width; i += LANES) {
         int64_t n = width - i;
-        Vec d = vec_take(dy, yd, i, n) * vec_take(a->w, F32, i, n);
+        Vec d = vec_take(dy, yd, i, n) * take_f32(w, i, n, 1);
         vec_give(dx, xd, i, n, (d - middle - (vec_take(x, xd, i, n) - mean) * slope) * rstd);
     }
 }
 
-/* dw += sum dy h and db += sum dy for columns from..to, each tile's sum apart. */
-INLINE void strip_backward(const Norm *a, const int32_t *tiles, int64_t count, int64_t from, int64_t to, Dtype yd, Dtype xd) {
-    float *dw = a->dw ? a->dw->data : NULL, *db = a->db ? a->db->data : NULL;
+/* dw += sum dy h and db += sum dy for columns from..to of rows of one head (every `heads`-th), each tile's sum apart. */
+INLINE void strip_backward(const Norm *a, const int32_t *tiles, int64_t count, int64_t from, int64_t to, int64_t head, int64_t heads, Dtype yd, Dtype xd) {
+    int64_t width = view_width(a->x);
+    float *dw = a->dw ? (float *)a->dw->data + head * width : NULL, *db = a->db ? (float *)a->db->data + head * width : NULL;
     for (int64_t t = 0; t < count; t++) {
         Vec weight[4] = {{0}}, bias[4] = {{0}};
-        for (int64_t r = tiles[t]; r < tiles[t + 1]; r++) {
+        for (int64_t r = (tiles[t] - head + heads - 1) / heads * heads + head; r < tiles[t + 1]; r += heads) {
             const void *dy = row_at(a->dy, r), *x = row_at(a->x, r);
             float mean = mean_of(a, r), rstd = rstd_of(a, r);
             for (int j = 0; j < 4; j++) {
@@ -158,10 +170,11 @@ static Status norm_backward(const Norm *a, const View *starts) {
         Status status = tiles_make(&tiles, &count, &bytes, starts, rows);
         if (status != OK)
             return status;
+        int64_t heads = width ? view_count(a->dw ? a->dw : a->db) / width : 1, strips = (width + STRIP - 1) / STRIP;
 #pragma omp parallel for schedule(static) if (rows * width >= 32768)
-        for (int64_t from = 0; from < width; from += STRIP) {
-            int64_t to = from + STRIP < width ? from + STRIP : width;
-#define STRIP_OF(yd, xd) strip_backward(a, tiles, count, from, to, yd, xd)
+        for (int64_t strip = 0; strip < strips * heads; strip++) {
+            int64_t from = strip % strips * STRIP, to = from + STRIP < width ? from + STRIP : width;
+#define STRIP_OF(yd, xd) strip_backward(a, tiles, count, from, to, strip / strips, heads, yd, xd)
             BY_DTYPES(a->dy->dtype, a->x->dtype, STRIP_OF);
 #undef STRIP_OF
         }
@@ -177,12 +190,12 @@ static Status norm_backward(const Norm *a, const View *starts) {
 }
 
 Status KERNEL(rms_norm_backward)(View *dx, View *dw, const View *dy, const View *x, const View *w, const View *rstd, const View *starts) {
-    Norm a = {.dx = dx, .dw = dw, .dy = dy, .x = x, .w = w->data, .stats = rstd->data, .each = 1};
+    Norm a = {.dx = dx, .dw = dw, .dy = dy, .x = x, .w = w, .stats = rstd->data, .each = 1};
     return norm_backward(&a, starts);
 }
 
 Status KERNEL(layer_norm_backward)(View *dx, View *dw, View *db, const View *dy, const View *x, const View *w, const View *stats,
                                    const View *starts) {
-    Norm a = {.dx = dx, .dw = dw, .db = db, .dy = dy, .x = x, .w = w->data, .stats = stats->data, .each = 2};
+    Norm a = {.dx = dx, .dw = dw, .db = db, .dy = dy, .x = x, .w = w, .stats = stats->data, .each = 2};
     return norm_backward(&a, starts);
 }

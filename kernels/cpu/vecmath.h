@@ -115,4 +115,30 @@ static inline Vec vec_silu_slope(Vec x) {
     return s * (1.0f + x * (1.0f - s));
 }
 
+/* x sigmoid(1.702 x): the coarse form of GELU. */
+static inline Vec vec_quick_gelu(Vec x) { return x * vec_sigmoid(1.702f * x); }
+static inline Vec vec_quick_gelu_slope(Vec x) {
+    Vec s = vec_sigmoid(1.702f * x);
+    return s * (1.0f + 1.702f * x * (1.0f - s));
+}
+
+static inline Vec vec_relu2(Vec x) { return vec_relu(x) * vec_relu(x); }
+static inline Vec vec_relu2_slope(Vec x) { return 2.0f * vec_relu(x); }
+
+static inline Vec vec_relu6(Vec x) { return vec_minimum(vec_relu(x), vec_set(6)); }
+static inline Vec vec_relu6_slope(Vec x) { return vec_select((x > 0) & (x < 6), vec_set(1), vec_set(0)); }
+
+static inline Vec vec_hardsigmoid(Vec x) { return vec_relu6(x + 3.0f) * 0.16666667f; }
+static inline Vec vec_hardsigmoid_slope(Vec x) { return vec_select((x > -3) & (x < 3), vec_set(0.16666667f), vec_set(0)); }
+static inline Vec vec_hardswish(Vec x) { return x * vec_hardsigmoid(x); }
+static inline Vec vec_hardswish_slope(Vec x) {
+    return vec_select(x <= -3, vec_set(0), vec_select(x >= 3, vec_set(1), x * 0.33333333f + 0.5f));
+}
+
+/* log(1 + e^x); log(u) + (e - (u - 1)) / u keeps what u = 1 + e has rounded away. */
+static inline Vec vec_softplus(Vec x) {
+    Vec e = vec_exp(-vec_max(x, -x)), u = 1.0f + e;
+    return vec_relu(x) + (vec_log(u) + (e - (u - 1.0f)) / u);
+}
+
 #endif

@@ -6,9 +6,16 @@ local tensors = require "onn.core.tensor"
 local Cache = {}
 Cache.__index = Cache
 
--- A cache for `slots` sequences of a model; capacity is a first guess in tokens.
+-- A cache for `slots` sequences of a model, the net's own if it has one; capacity is a first guess in tokens.
 function Cache.new(model, slots, capacity)
-  local self = setmetatable({ model = model, slots = slots, capacity = 0, lengths = {}, blocks = {} }, Cache)
+  if model.net.cache then return model.net.cache(model, slots, capacity) end
+  local self = setmetatable({ model = model, slots = slots, capacity = 0, lengths = {}, blocks = {}, shapes = {} }, Cache)
+  for _, stage in ipairs(model.stages) do
+    if stage.mixer and stage.mixer.cache then
+      local heads, k, v = stage.mixer.cache(model.sizes)
+      self.shapes[stage.index] = { heads = heads, k = k, v = v }
+    end
+  end
   for s = 1, slots do self.lengths[s] = 0 end
   self:reserve(capacity or 256)
   return self
@@ -17,14 +24,13 @@ end
 -- Makes room for `capacity` tokens in every slot, keeping what is there.
 function Cache:reserve(capacity)
   if capacity <= self.capacity then return end
-  local c = self.model.sizes
   local size = math.max(64, self.capacity)
   while size < capacity do size = size * 2 end
   local used = math.max(unpack(self.lengths))
-  for layer = 0, c.layers - 1 do
+  for layer, shape in pairs(self.shapes) do
     local old, new = self.blocks[layer], {}
     for _, part in ipairs { "k", "v" } do
-      new[part] = tensors.keep(tensors.new(self.model.dtype, { self.slots, size, c.kv_heads, c.head_size }))
+      new[part] = tensors.keep(tensors.new(self.model.dtype, { self.slots, size, shape.heads, shape[part] }))
       if old then
         if used > 0 then new[part]:narrow(2, 1, used):copy(old[part]:narrow(2, 1, used)) end
         old[part]:free()
@@ -39,13 +45,13 @@ end
 local Part = {}
 Part.__index = Part
 
-function Part:attend(layer, q, k, v, window, scale)
+function Part:attend(layer, q, k, v, mask)
   local block, length, n = self.cache.blocks[layer], self.before, q:size(1)
   local keys, values = block.k:select(1, self.slot), block.v:select(1, self.slot)
   keys:narrow(1, length + 1, n):copy(k)
   values:narrow(1, length + 1, n):copy(v)
   keys, values = keys:narrow(1, 1, length + n), values:narrow(1, 1, length + n)
-  return (core.attention(q, keys, values, self.q_starts, self.k_starts, true, window, scale))
+  return (core.attention(q, keys, values, self.q_starts, self.k_starts, true, mask.window or 0, mask.scale, false, mask))
 end
 
 -- The next n tokens of slot's prompt, for ctx.cache; several parts may be under way, each slot's in order. The caller has made room,
@@ -63,14 +69,14 @@ function Part:free()
 end
 
 -- Decoding: row s of q, k and v is the next token of slot s.
-function Cache:attend(layer, q, k, v, window, scale)
+function Cache:attend(layer, q, k, v, mask)
   local block = self.blocks[layer]
   for s = 1, q:size(1) do
     local at = self.lengths[s] + 1
     block.k:select(1, s):narrow(1, at, 1):copy(k:narrow(1, s, 1))
     block.v:select(1, s):narrow(1, at, 1):copy(v:narrow(1, s, 1))
   end
-  return core.attention_decode(q, block.k, block.v, self.valid, window, scale)
+  return core.attention_decode(q, block.k, block.v, self.valid, mask.window or 0, mask.scale, mask)
 end
 
 -- Prepares for one row of every slot; finish with advance().

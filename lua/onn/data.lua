@@ -4,6 +4,7 @@
 local corpora = require "onn.core.corpus"
 local formats = require "onn.data.formats"
 local signals = require "onn.core.signals"
+local tensors = require "onn.core.tensor"
 local Template = require "onn.data.template"
 
 local data = {}
@@ -66,6 +67,27 @@ local function add_rows(set, source, tokenizer, opt, limit)
   return true
 end
 
+-- {text, label} rows: each a sample between special tokens, its class the label of its first token.
+local function add_labelled(set, source, tokenizer, opt)
+  local framed = require "onn.framed"
+  local function each(row)
+    local id, wrong = formats.class(row, opt.classes)
+    if not id then return nil, wrong end
+    local ids, cut = framed.ids(tokenizer, row.text, opt.seq_len)
+    local labels = { id }
+    for t = 2, #ids do labels[t] = -100 end
+    if cut then set.truncated = set.truncated + 1 end
+    set.corpus:add_tensor(tensors.from_table({ ids }, "i32"), tensors.from_table({ labels }, "i32"))
+    return true
+  end
+  if type(source) ~= "table" then return formats.rows(source, set.kind, each) end
+  for i, row in ipairs(source) do
+    local ok, wrong = each(row)
+    if not ok then return nil, ("row %d: %s"):format(i, wrong), "format" end
+  end
+  return true
+end
+
 local function add_text(set, path, tokenizer, opt)
   if opt.loss == "completion" then return nil, path .. ": plain text has no completion; use --loss all", "argument" end
   local content, message, code = formats.read_all(path)
@@ -103,14 +125,15 @@ end
 
 -- open(source, tokenizer, opt): source is a path (JSONL, a JSON array, text, safetensors with input_ids) or a list of rows. The
 -- tokenizer may be nil for safetensors. opt: seq_len (512), prompt_key, completion_key, template, loss, pack, vocab_size (ids from there
--- on are refused). model: whose data it is; one that is not made of tokens reads it itself (net.open_data).
+-- on are refused), own (labels are their own tokens', as a masked-language model wants them), classes ({[name] = number} of a classifier
+-- of sequences: rows are {text, label}). model: whose data it is; one that is not made of tokens reads it itself (net.open_data).
 -- Returns a set {corpus, kind, tokens, samples, supervised, supervised_bytes, truncated, skipped}; or nil, message, code.
 function data.open(source, tokenizer, opt, model)
   opt = opt or {}
   if model and model.net.open_data then return model.net.open_data(model, source, opt) end
   local settings = { seq_len = opt.seq_len or 512, pack = opt.pack, prompt_key = opt.prompt_key, completion_key = opt.completion_key,
-    template = opt.template, loss = opt.loss }
-  local set = { corpus = corpora.new(), path = type(source) == "string" and source or "the rows given", truncated = 0, skipped = 0,
+    template = opt.template, loss = opt.loss, classes = opt.classes }
+  local set = { corpus = corpora.new(opt.own or opt.classes ~= nil), path = type(source) == "string" and source or "the rows given", truncated = 0, skipped = 0,
     only_last = 0, supervised_bytes = 0, seq_len = settings.seq_len, plans = {}, ordered = {} }
   local message, code
   if type(source) == "table" then
@@ -121,7 +144,14 @@ function data.open(source, tokenizer, opt, model)
   end
   if set.kind ~= "safetensors" and not tokenizer then return nil, set.path .. ": text needs the model's tokenizer", "argument" end
   local ok
-  if set.kind == "safetensors" then
+  if opt.classes and (set.kind == "safetensors" or set.kind == "text") then
+    return nil, set.path .. ": a classifier is trained on rows with text and label", "argument"
+  elseif opt.own and not opt.classes and set.kind ~= "safetensors" then
+    return nil, set.path .. ": this model does not predict the next token; it is trained on input_ids and labels in a safetensors file", "argument"
+  end
+  if opt.classes then
+    ok, message, code = add_labelled(set, source, tokenizer, settings)
+  elseif set.kind == "safetensors" then
     ok, message, code = add_tensors(set, source, settings)
   elseif set.kind == "text" then
     ok, message, code = add_text(set, source, tokenizer, settings)

@@ -4,6 +4,7 @@
 local batch = require "onn.batch"
 local completion = require "onn.completion"
 local data = require "onn.data"
+local embedding = require "onn.embedding"
 local layers = require "onn.layers"
 local limit = require "onn.limit"
 local lora = require "onn.nn.lora"
@@ -147,6 +148,10 @@ function Engine:train(rows, options)
   opt.seq_len = math.min(opt.seq_len, self.model.sizes.positions)
   opt._given = options
   opt.budget, opt.vocab_size = self.machine.budget, self.model.sizes.vocabulary
+  if self.model.net.trains_on then
+    error(("train: a model of the family %s is trained on %s"):format(self.model.family, self.model.net.trains_on), 2)
+  end
+  opt.classes, opt.own = require("onn.classifier").classes(self.model), self.model.sizes.top ~= nil
   opt.attached = attached(self, options)
   choose_layers(self, opt)
   local set = assert(data.open(rows, text_tokenizer(self), opt))
@@ -194,6 +199,9 @@ function Engine:generate(prompt, options, emit)
   nearest.check(options, generated_with, "generate")
   local opt = {}
   for k, v in pairs(options) do opt[k] = v end
+  if self.model.net.continues == false then
+    error(("generate: a model of the family %s does not continue a text"):format(self.model.family), 2)
+  end
   if type(opt.stop) == "string" then opt.stop = { opt.stop } end
   if opt.chat and type(prompt) == "string" then prompt = { { role = "user", content = prompt } } end
   local tokenizer = text_tokenizer(self)
@@ -201,6 +209,18 @@ function Engine:generate(prompt, options, emit)
   opt.together = load_for_text(self, { ids }, opt).together
   local texts = completion.run(self.model, tokenizer, { ids }, opt, emit and function(_, piece) emit(piece) end)
   return texts[1]
+end
+
+-- Embeddings of texts: f32 (texts, width). texts: a text, or a list of texts (or of lists of ids). options: pooling ("mean", "cls", "max",
+-- "last") and normalize, by default as the model directory's files say; batch (tokens that go through together).
+function Engine:embed(texts, options)
+  options = options or {}
+  nearest.check(options, { "pooling", "normalize", "batch" }, "embed")
+  local how = assert(embedding.settings(self.model.directory))
+  for key, value in pairs(options) do how[key] = value end
+  if type(texts) == "string" then texts = { texts } end
+  if type(texts[1]) == "string" then how.tokenizer = text_tokenizer(self) end
+  return embedding.embed(self.model, texts, how)
 end
 
 -- Writes the trained adapter in PEFT's format.

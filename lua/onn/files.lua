@@ -48,7 +48,11 @@ end
 function files.read_json(path)
   local text, message, code = system.read_file(path, 2 ^ 26)
   if not text then return nil, message, code end
-  return json.decode(text, path)
+  local value, wrong, kind = json.decode(text, path)
+  if value == nil and text:find "Infinity" then -- Python writes it into a config where there is no limit
+    return json.decode((text:gsub("([%[:,]%s*)Infinity(%s*[%],}])", "%11e308%2")), path)
+  end
+  return value, wrong, kind
 end
 
 return files

@@ -6,7 +6,7 @@ local characters = require "onn.characters"
 local core = require "onn.core.ops"
 local files = require "onn.files"
 local json = require "onn.core.json"
-local Model = require "onn.model"
+local legacy = require "onn.legacy_tokenizer"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
 local system = require "onn.core.system"
@@ -90,11 +90,23 @@ local function texts_of(path)
   return list
 end
 
+-- Files from before tokenizer.json are written as one, and the special tokens that their family implies as a special_tokens_map.json.
 local function copy_tokenizer(from, directory)
-  local ok, message, code
+  local ok, message, code, roles
   for _, name in ipairs(tokenizer_files) do
     local text
-    text, message, code = system.read_file(from .. "/" .. name)
+    if roles and name == "special_tokens_map.json" then
+      text = json.encode(roles)
+    else
+      text, message, code = system.read_file(from .. "/" .. name)
+    end
+    if not text and name == "tokenizer.json" and system.isdir(from) then
+      local names
+      text, names, code = legacy.read(from, files.read_json(from .. "/tokenizer_config.json") or {})
+      if not text then return nil, names, code end
+      roles = {}
+      for role, token in pairs(names) do roles[role .. "_token"] = token end
+    end
     if text then ok, message, code = system.write_file(directory .. "/" .. name, text) end
     if not text and name == "tokenizer.json" or text and not ok then return nil, message, code end
   end
@@ -136,13 +148,11 @@ function fresh.tokenizer(directory, config, opt)
   return true
 end
 
-local residual = { o = true, down = true }
+local residual = { o = true, down = true, out_proj = true }
 
 -- Matrices are normal with the config's initializer_range, norms 1, biases 0. The products that end in the residual stream are
 -- smaller by sqrt(2 layers), so that their sum over all layers keeps one layer's size. Numbers depend on the seed and the name only.
--- The net's own way goes first.
-local function first_value(described, t, deviation, seed)
-  if described.net.initial then return Model.initial(described.net, described.sizes, t, seed) end
+local function first_value(t, deviation, seed)
   local w = tensors.new("f32", t.shape)
   if t.role:find "_bias$" then return w:fill(0) end
   if t.vector then return w:fill(1) end
@@ -174,7 +184,8 @@ function fresh.weights(directory, config, seed)
     local values = {}
     for _, stage in ipairs(described.stages) do
       for _, t in ipairs(stage.tensors) do
-        values[t.name] = first_value(described, t, residual[t.role] and range / math.sqrt(2 * described.sizes.layers) or range, seed)
+        local own = described.net.first_value and described.net.first_value(described.sizes, t, seed)
+        values[t.name] = own or first_value(t, residual[t.role] and range / math.sqrt(2 * described.sizes.layers) or range, seed)
       end
     end
     return stores.write(directory .. "/model.safetensors", values, { format = "pt" })

@@ -1,5 +1,8 @@
 -- What a model is: parameters, bytes, stages and tensors, and what stands in the way of running it. Reads headers only.
+local arch = require "onn.arch"
 local discover = require "onn.discover"
+local findings = require "onn.discover.findings"
+local files = require "onn.files"
 local json = require "onn.core.json"
 local Model = require "onn.model"
 
@@ -32,19 +35,41 @@ local function architecture_name(model, kind)
   return type(name) == "string" and name or "unknown " .. kind
 end
 
--- Names and shapes tell neither heads nor constants; said exactly, so that people know what to add.
-local absent_config = "without a config the number of heads, rotary base, epsilon, activation and windows are unknown: "
-  .. "give config.json, or --family NAME with --set KEY=VALUE"
+
+-- What stands for the keys of a config.json that were not given: from shapes, or the family's default.
+local function assumed(model, opt)
+  if not opt or not opt.family or not model.sizes then return nil end
+  local list = json.array {}
+  local file = files.read_json(model.directory .. "/config.json")
+  for role, names in pairs(arch.families()[opt.family].config) do
+    local key = type(names) == "table" and names[1] or names
+    local given = opt.set and opt.set[key] or type(file) == "table" and file[key]
+    local value = model.config[key]
+    if value == nil then value = model.sizes[role] end
+    if not given and value ~= nil and type(value) ~= "table" then
+      list[#list + 1] = { key = key, value = value, from = model.config[key] ~= nil and "shapes" or "default" }
+    end
+  end
+  table.sort(list, function(x, y) return x.key < y.key end)
+  return list
+end
 
 -- Returns the analysis: {path, architecture, architecture_type, total_params, total_bytes, total_size_gb, num_layers, hidden_sizes,
 -- layer_groups {role = tensor names}, dtypes {dtype = parameters}, stages {name, kind, index, parameters, bytes, tensors}, buffers,
--- runnable, missing} and the model (open; close it), or nil, message, code. opt: dtype, config (instead of config.json).
+-- runnable, missing; with opt.family assumed {key, value, from}; and of what cannot be run findings
+-- {what, value, confidence, why} and not_told (what shapes do not say)} and the model (open; close it),
+-- or nil, message, code. opt: as Model.open's.
 function inspect.analyse(path, opt)
   local model, message, code = Model.open(path, opt)
   if not model then return nil, message, code end
   local runnable = #model.missing == 0
   local stages = runnable and known_stages(model) or nil
-  if not stages then stages = discover.stages(model.store:names(), function(name) return model.store:info(name) end) end
+  local found, facts, lacking
+  if not stages then
+    local stacks
+    stages, stacks = discover.stages(model.store:names(), function(name) return model.store:info(name) end)
+    found, facts, lacking = findings.of(stages, stacks)
+  end
   local a = { path = model.path, runnable = runnable, missing = json.array {}, stages = json.array(stages), layer_groups = {},
     dtypes = {}, total_params = 0, total_bytes = 0, buffers = json.array {}, num_layers = 0 }
   for _, stage in ipairs(stages) do
@@ -53,8 +78,8 @@ function inspect.analyse(path, opt)
       local n = elements(t.shape)
       t.parameters = n
       stage.bytes, a.total_bytes = stage.bytes + t.bytes, a.total_bytes + t.bytes
-      if discover.is_buffer(t.name, t) then
-        t.buffer = true
+      if t.buffer == nil then t.buffer = discover.is_buffer(t.name, t) or nil end
+      if t.buffer then
         a.buffers[#a.buffers + 1] = t.name
       else
         stage.parameters, a.dtypes[t.dtype] = stage.parameters + n, (a.dtypes[t.dtype] or 0) + n
@@ -67,11 +92,16 @@ function inspect.analyse(path, opt)
     if stage.index then a.num_layers = a.num_layers + 1 end
   end
   a.total_size_gb = a.total_bytes / 1e9
-  a.architecture_type = discover.type(stages)
+  a.architecture_type = facts and facts.type or discover.type(stages)
+  a.findings, a.not_told = found and json.array(found), lacking and json.array(lacking)
+  a.assumed = assumed(model, opt)
   a.architecture = architecture_name(model, a.architecture_type)
   a.hidden_sizes = json.array(model.sizes and { model.sizes.width } or discover.widths(stages))
   for i, line in ipairs(model.missing) do a.missing[i] = line end
-  if not model.config then a.missing[#a.missing + 1] = absent_config end
+  if not model.config then
+    a.missing[#a.missing + 1] = ("shapes do not tell %s: give config.json, or --family NAME with --set KEY=VALUE"):format(
+      table.concat(lacking, "; "))
+  end
   return a, model
 end
 
@@ -79,17 +109,6 @@ end
 function inspect.summary(a)
   return { name = a.architecture, total_params = a.total_params, total_size_gb = a.total_size_gb, architecture_type = a.architecture_type,
     num_layers = a.num_layers, hidden_sizes = a.hidden_sizes, layer_groups = a.layer_groups }
-end
-
--- Values of --set as a config holds them: numbers, true, false, JSON, else text.
-function inspect.stand_in(family, pairs_given)
-  local config = { model_type = family }
-  for key, text in pairs(pairs_given or {}) do
-    local value = json.decode(text)
-    if value == nil then value = text end
-    config[key] = value
-  end
-  return config
 end
 
 return inspect

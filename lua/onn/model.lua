@@ -1,7 +1,9 @@
 -- A model: a chain of stages whose weights come from a store. Opening reads headers only; load() brings the weights.
+local alibi = require "onn.nn.alibi"
 local arch = require "onn.arch"
 local core = require "onn.core.tensor"
 local files = require "onn.files"
+local missing = require "onn.missing"
 local numbers = require "onn.core.ops"
 local rope = require "onn.nn.rope"
 local scope = require "onn.scope"
@@ -24,15 +26,12 @@ local function choose_dtype(wanted, store)
   return native and (bytes.BF16 or 0) + (bytes.F16 or 0) > (bytes.F32 or 0) and "bf16" or "f32"
 end
 
--- A tensor as a net begins with it, f32; its numbers depend on the seed and its name alone.
-local function initial(net, sizes, t, seed)
-  local kind, size = net.initial(sizes, t)
-  local w = core.new("f32", t.shape)
-  if kind == "constant" then return w:fill(size) end
-  if kind == "uniform" then return numbers.uniform(w, seed, "init/" .. t.name, 0, -size, size) end
-  return numbers.normal(w, seed, "init/" .. t.name, 0, size)
+-- A weight stored (in, out) as the products take it.
+local function transposed(w)
+  local view = w:transpose(1, 2)
+  w:free()
+  return view
 end
-Model.initial = initial
 
 -- A config as it is for a classifier of these labels; what it calls its own, in the same order, stays.
 local function with_classes(config, labels)
@@ -45,8 +44,9 @@ local function with_classes(config, labels)
   return changed
 end
 
--- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json), classes (a
--- list of labels: a classifier of sequences of these, made anew where the checkpoint has none), seed (of what is made anew).
+-- Opens a model directory or .safetensors file beside its config.json. opt: dtype, config (a table instead of config.json), family and
+-- set ({key = JSON text}): what config.json lacks, or says otherwise (onn.arch.infer); classes (a list of labels: a classifier of
+-- sequences of these, made anew where the checkpoint has none), seed (of what is made anew).
 -- Returns the model (weights not loaded), or nil, message, code. `model.missing` lists what stands in the way of running it.
 function Model.open(path, opt)
   opt = opt or {}
@@ -63,22 +63,32 @@ function Model.open(path, opt)
     config, message, code = files.read_json(directory .. "/config.json")
     if not config then
       if code ~= "io" then store:close() return nil, message, code end
-      self.missing = { "config.json (" .. message .. ")" }
-      return self
+      if not opt.family then
+        self.missing = { "config.json (" .. message .. "); --family NAME does without" }
+        return self
+      end
+      self.stand_in = true
     end
+  end
+  if opt.family or opt.set then
+    config, message, code = require("onn.arch.infer").config(config, opt, store)
+    if not config then store:close() return nil, message, code end
   end
   if opt.classes then config = with_classes(config, opt.classes) end
   self.config = type(config) == "table" and arch.clean(config) or {}
   local described, wrong = arch.describe(config, store)
   if not described then
-    self.missing = wrong
+    self.missing = self.stand_in and require("onn.arch.infer").asked_for(wrong) or wrong
     return self
   end
   self.missing, self.seed = arch.check(described, store, opt.classes ~= nil), opt.seed or 0
   self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
   self.net, self.run = described.net, described.net.forward
   self.dtype = self.net.dtype or choose_dtype(opt.dtype, store)
-  self.angles = self.sizes.rope and rope.new(self.sizes.rope)
+  local c = self.sizes
+  self.angles = c.rope and rope.new(c.rope, c.interleaved, c.rope_backwards)
+  self.local_angles = c.rope_of_windows and rope.new(c.rope_of_windows, c.interleaved)
+  self.slopes = c.alibi and alibi.new(c.heads, c.slope_scale)
   return self
 end
 
@@ -106,7 +116,7 @@ end
 -- t.fresh and biases 0.
 function Model:read(t, dtype)
   if not t.made then return self.store:read(t.name, dtype) end
-  if self.net.initial then return initial(self.net, self.sizes, t, self.seed) end
+  if self.net.first_value then return self.net.first_value(self.sizes, t, self.seed) end
   local value = core.zeros(dtype or "f32", t.shape)
   if #t.shape > 1 then numbers.normal(value, self.seed, t.name, 0, t.fresh) end
   return value
@@ -119,7 +129,7 @@ function Model:load_stage(stage)
     local dtype = t.vector and "f32" or (self.dtype == "bf16" and "bf16" or nil)
     local w, message, code = self:read(t, dtype)
     if not w then return nil, message, code end
-    weights[t.role] = core.keep(w)
+    weights[t.role] = core.keep(t.transposed and transposed(w) or w)
   end
   for _, layer in ipairs(stage.layers) do
     layer.weight, layer.bias = weights[layer.role], weights[layer.role .. "_bias"]
@@ -158,13 +168,8 @@ function Model:load(opt)
   return true
 end
 
--- One line that says what is missing to run this model, naming the first few things.
-function Model:why_not()
-  local shown = {}
-  for i = 1, math.min(3, #self.missing) do shown[i] = self.missing[i] end
-  local rest = #self.missing - #shown
-  return ("%s cannot be run: %s%s"):format(self.path, table.concat(shown, "; "), rest > 0 and (" and %d more"):format(rest) or "")
-end
+-- One line that says what is missing to run this model.
+function Model:why_not() return ("%s cannot be run: %s"):format(self.path, missing(self.missing)) end
 
 function Model:parameters()
   local total = 0
@@ -204,9 +209,9 @@ function Model:run_head(items, around, done)
   end
   for _, item in ipairs(items) do around(item, function(carry) return steps.begin(sizes, stage, carry, item.ctx) end) end
   self.ring:tiles(i, function(weight, first)
-    for _, item in ipairs(items) do steps.part(item.carry, item.ctx, weight, first) end
+    for _, item in ipairs(items) do steps.part(sizes, item.carry, item.ctx, weight, first) end
   end)
-  for _, item in ipairs(items) do around(item, function(carry) return steps.finish(carry, item.ctx) end) end
+  for _, item in ipairs(items) do around(item, function(carry) return steps.finish(sizes, carry, item.ctx) end) end
   finished()
 end
 
@@ -292,7 +297,7 @@ end
 
 function Model:close()
   self:unload()
-  if self.angles then self.angles:free() end
+  for _, table in pairs { self.angles or false, self.local_angles or false, self.slopes or false } do if table then table:free() end end
   self.store:close()
 end
 

@@ -7,7 +7,8 @@ local tape = require "onn.autograd.tape"
 local arity = {
   add = 2, sub = 2, mul = 2, div = 2, affine = 1, to = 1, view = 1, transpose = 1, split = 1, sum = 1, mean = 1, softmax = 1,
   matmul = 2, embedding = 1, rms_norm = 2, layer_norm = 3, rope = 1, attention = 3, gate = 2, linear = 6, dropout = 1,
-  head_loss = 2, head_end = 1, cross_entropy = 1, conv = 3, pool = 1, beside = 2, recurrent = 6,
+  head_loss = 3, head_end = 1, cross_entropy = 1, cat = 2, conv = 3, pool = 1,
+  causal_conv = 3, scan = 7, recurrent = 6,
 }
 
 local ops = {}
@@ -19,9 +20,18 @@ for name, rule in pairs(rules) do
     ops[name] = function(a, b, ...) return tape.apply(rule, { n = 2, a, b }, ...) end
   elseif n == 3 then
     ops[name] = function(a, b, c, ...) return tape.apply(rule, { n = 3, a, b, c }, ...) end
-  else
+  elseif n == 6 then
     ops[name] = function(a, b, c, d, e, f, ...) return tape.apply(rule, { n = 6, a, b, c, d, e, f }, ...) end
+  else
+    ops[name] = function(a, b, c, d, e, f, g, ...) return tape.apply(rule, { n = 7, a, b, c, d, e, f, g }, ...) end
   end
+end
+
+-- concat_rows { a, b, ... }
+function ops.concat_rows(list)
+  local inputs = { n = #list }
+  for k, t in ipairs(list) do inputs[k] = t end
+  return tape.apply(rules.concat_rows, inputs)
 end
 
 return ops

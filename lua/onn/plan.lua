@@ -7,7 +7,6 @@ local Carries = require "onn.carries"
 local data = require "onn.data"
 local lora = require "onn.nn.lora"
 local memory = require "onn.plan.memory"
-local plain = require "onn.plan.plain"
 
 local plan = {}
 
@@ -43,7 +42,7 @@ local function adapted(model, set, targets)
   local all = targets == nil or wanted["all-linear"]
   for _, stage in ipairs(model.stages) do
     for _, layer in ipairs(set[stage.index] and stage.layers or {}) do
-      if all or wanted[layer.name] or wanted[layer.name:match "[^.]+$"] then list[#list + 1] = layer end
+      if all and not layer.expert or wanted[layer.name] or wanted[layer.name:match "[^.]+$"] then list[#list + 1] = layer end
     end
   end
   return list
@@ -350,7 +349,6 @@ end
 -- Session:ahead takes), fits, minimum (the least peak of all ways that
 -- were looked at: all, where none fits), trained_layers, lowest, parameters}.
 function plan.training(model, opt)
-  if plain.applies(model) then return plain.training(model, opt) end
   local f, best, least = facts_of(model, opt), nil, math.huge
   local function try(p)
     least = math.min(least, p.peak)
@@ -387,7 +385,6 @@ end
 -- chunk, slots, prefetch, rates, adapter (its bytes).
 -- Returns {weights, cache, working, peak, slots, tile, ring, bytes_per_sweep, seconds_per_sweep (of reading), fits, minimum, dtype}.
 function plan.inference(model, opt)
-  if plain.applies(model) then return plain.inference(model, opt) end
   local c, budget, rates = model.sizes, opt.budget or math.huge, opt.rates or unknown_rates
   local sequences = opt.sequences or 1
   local shape = { rank = 0, seq_len = opt.seq_len or opt.tokens }
@@ -475,6 +472,15 @@ function plan.evaluation(model, set, opt, rates)
     p = more
   end
   return p
+end
+
+-- Nets other than the decoder have a plainer plan.
+for _, name in ipairs { "training", "inference", "generation", "evaluation" } do
+  local of_decoder = plan[name]
+  plan[name] = function(model, ...)
+    local decoder = model.net == require "onn.arch.decoder"
+    return (decoder and of_decoder or require("onn.plan.plain")[name])(model, ...)
+  end
 end
 
 return plan

@@ -161,8 +161,8 @@ function probes.streaming(model)
   local piece = math.max(2 ^ 20, math.min(2 ^ 26, system.available_ram() / 16)) -- three of them are held
   for _, stage in ipairs(model.stages) do
     for _, t in ipairs(stage.tensors) do
-      local stored = model.store:info(t.name).bytes
       if not t.vector and bytes < 2e9 then
+        local stored = model.store:info(t.name).bytes
         local rows = math.max(1, math.floor(t.shape[1] / math.ceil(stored / piece)))
         for first = 0, t.shape[1] - 1, rows do
           units[#units + 1] = { { name = t.name, first = first, rows = math.min(rows, t.shape[1] - first) } }

@@ -49,13 +49,13 @@ local function add_tiles(layout, model, name, each)
 end
 
 -- A block's matrices, in the order of their products, as units of at most `most` bytes (64 rows at least): rows of one, or a few whole
--- ones. Returns a list of {role, rows, width, tiles}.
+-- ones; what is stored (in, out) is not cut. Returns a list of {role, rows, width, tiles}.
 local function add_products(layout, model, stage, most)
   local products, unit = {}, nil -- unit: the one that further matrices may join
   for _, t in ipairs(matrices(stage)) do
     local bytes, rows = stored_bytes(model, t.name), t.shape[1]
     local tiles
-    if bytes <= most then
+    if bytes <= most or t.transposed then
       if not unit or layout.bytes[unit] + bytes > most then unit = add_unit(layout, 0) end
       table.insert(layout.units[unit], { name = t.name })
       layout.bytes[unit] = layout.bytes[unit] + bytes
@@ -64,7 +64,8 @@ local function add_products(layout, model, stage, most)
       local fit = math.max(1, math.floor(most / (bytes / rows) / 64)) * 64
       tiles, unit = add_tiles(layout, model, t.name, math.ceil(rows / math.ceil(rows / fit) / 64) * 64), nil
     end
-    products[#products + 1] = { role = t.role, rows = rows, width = t.shape[2], tiles = tiles }
+    products[#products + 1] = { role = t.role, rows = t.transposed and t.shape[2] or rows, width = t.transposed and rows or t.shape[2],
+      tiles = tiles, transposed = t.transposed }
   end
   return products
 end
@@ -106,8 +107,10 @@ function Ring.layout(model, chunk, tile)
   return layout
 end
 
--- Sizes of tiles worth trying, in bytes, largest first: no slot is smaller than a cut of the head.
+-- Sizes of tiles worth trying, in bytes, largest first: no slot is smaller than a cut of the head. None where a stage does not use its
+-- weights one after another as they are listed.
 function Ring.tile_sizes(model)
+  for _, stage in ipairs(model.stages) do if stage.untiled then return {} end end
   local largest, least = 0, 0
   for _, stage in ipairs(model.stages) do
     local blocks = stage.kind == "block" and matrices(stage) or {}
@@ -127,6 +130,9 @@ local function tiled_weight(self, product)
   local first = { product.tiles[1] }
   return { out = product.rows, into = product.width, pull = function(f, only) self:pull(only and first or product.tiles, f) end }
 end
+
+-- A weight stored (in, out) as the products take it.
+local function oriented(t, weight) return t.transposed and tensors.keep(weight:transpose(1, 2)) or weight end
 
 -- Gives each stage of a model handles for its weights, which have memory only while the stage is held. Returns true, or nil, message,
 -- code.
@@ -153,10 +159,10 @@ local function bind(self)
       end
     elseif self.layout.of[i] then
       local unit = at[self.layout.of[i]]
-      for _, t in ipairs(matrices(stage)) do weights[t.role], unit.next = unit.list[unit.next], unit.next + 1 end
+      for _, t in ipairs(matrices(stage)) do weights[t.role], unit.next = oriented(t, unit.list[unit.next]), unit.next + 1 end
     end
     for _, product in ipairs(self.layout.products[i] or {}) do
-      for _, tile in ipairs(product.tiles) do tile.weight = self.stream:tensors(tile.unit)[tile.piece] end
+      for _, tile in ipairs(product.tiles) do tile.weight = oriented(product, self.stream:tensors(tile.unit)[tile.piece]) end
       weights[product.role] = tiled_weight(self, product)
     end
     for _, tile in ipairs(self.layout.tiles[i] or {}) do tile.weight = self.stream:tensors(tile.unit)[tile.piece] end

@@ -8,6 +8,7 @@ local core = require "onn.core.ops"
 local full = require "onn.nn.full"
 local lora = require "onn.nn.lora"
 local optim = require "onn.optim"
+local saved = require "onn.nn.saved"
 local schedule = require "onn.schedule"
 local model_files = require "onn.model_files"
 local sweep = require "onn.sweep"
@@ -51,6 +52,9 @@ function Session.new(model, opt)
       for _, one in ipairs(self.adapter.modules) do one.dropout = opt.dropout end
     end
     self.params = lora.parameters(self.adapter)
+    local whole = saved.parameters(model)
+    for _, p in ipairs(whole) do self.params[#self.params + 1] = p end
+    self.adapter.saved = #whole > 0 and whole or nil
   end
   if opt.carried then self.memory = model.net.memory(model, opt.batch) end
   self.optimizer = optim.adamw.state()
@@ -170,7 +174,7 @@ function Session:save(directory)
 end
 
 -- What a checkpoint holds the values of: the trained tensors, and the state that is carried on.
-local function saved(self)
+local function held(self)
   if not self.memory then return self.params end
   local list = {}
   for _, p in ipairs(self.params) do list[#list + 1] = p end
@@ -182,7 +186,7 @@ end
 -- self.replaces, a list of steps, go. Returns the checkpoint's path, or nil, message, code.
 function Session:checkpoint(out, state, keep)
   state.step, state.skipped, state.skipped_in_row = self.step, self.skipped, self.skipped_in_row
-  local path, message, code = checkpoint.save(out, self.step, function(directory) return self:save(directory) end, saved(self),
+  local path, message, code = checkpoint.save(out, self.step, function(directory) return self:save(directory) end, held(self),
     self.optimizer, state)
   if path and keep then
     checkpoint.prune(out, keep, self.step, self.replaces)
@@ -193,7 +197,7 @@ end
 
 -- Takes up a checkpoint; returns its state, or nil, message, code.
 function Session:resume(path)
-  local state, message, code = checkpoint.restore(path, saved(self), self.optimizer)
+  local state, message, code = checkpoint.restore(path, held(self), self.optimizer)
   if not state then return nil, message, code end
   self.step, self.skipped, self.skipped_in_row = state.step, state.skipped or 0, state.skipped_in_row or 0
   self.text = state.epoch

@@ -7,6 +7,7 @@ local core = require "onn.core.ops"
 local scope = require "onn.scope"
 local signals = require "onn.core.signals"
 local tape = require "onn.autograd.tape"
+local tensors = require "onn.core.tensor"
 local trace = require "onn.trace"
 
 local sweep = {}
@@ -143,7 +144,11 @@ end
 -- The gradient of one micro-batch through stage i's tape, walked and freed.
 local function walk(self, i, item, t, out, dy)
   local before = item.ins[i]
-  local dx = scope(function() return t:backward({ [out] = dy }, item.base.starts)[before or false] end)
+  local began = tensors.serial()
+  local dx = scope(function()
+    local g = t:backward({ [out] = dy }, item.base.starts)[before or false]
+    return g and tensors.serial(g) <= began and g:clone() or g -- the head's own goes with its tape
+  end)
   t:release()
   if before then
     item.ins[i] = nil

@@ -1,4 +1,4 @@
-/* with: kernels/status.c host/json.c host/file.c host/ids.c host/utf8.c host/tokenizer.c host/added.c host/bpe.c host/merging.c host/merges.c host/vocab.c host/trie.c host/wordpiece.c host/unigram.c host/charsmap.c host/postprocess.c host/scripts.c host/byte_level.c host/component.c host/oniguruma.c host/regex.c host/normalize.c host/unicode.c host/unicode_forms.c host/pretokenize.c host/scan.c host/decode.c */
+/* with: kernels/status.c host/json.c host/file.c host/ids.c host/utf8.c host/tokenizer.c host/added.c host/bpe.c host/merging.c host/merges.c host/vocab.c host/trie.c host/wordpiece.c host/unigram.c host/charsmap.c host/postprocess.c host/scripts.c host/byte_level.c host/component.c host/oniguruma.c host/regex.c host/normalize.c host/unicode.c host/unicode_forms.c host/pretokenize.c host/scan.c host/decode.c host/word_text.c */
 /* Any bytes as tokenizer.json. What begins with { is the file itself, then NUL, then a text; other bytes choose parts for a
  * file first, so that most inputs get as far as encoding. What was loaded encodes and decodes any text, piece by piece as at
  * once, or says why not. */

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-FAMILIES = ["llama", "llama_tied_bias", "llama3_rope", "mistral", "qwen2", "qwen3", "phi3"]
+FAMILIES = ["llama", "llama_tied_bias", "llama3_rope", "mistral", "qwen2", "qwen3", "phi3", "phi", "gemma2", "gpt2", "gpt_neox", "opt", "bloom", "mixtral"]
 
 
 def distance(folder):

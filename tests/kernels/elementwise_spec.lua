@@ -11,8 +11,15 @@ local function gelu_tanh(x) return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * 
 local functions = {
   neg = function(x) return -x end, exp = math.exp, log = math.log, sqrt = math.sqrt, abs = math.abs,
   square = function(x) return x * x end, tanh = tanh, sigmoid = sigmoid, relu = function(x) return math.max(x, 0) end,
-  silu = function(x) return x * sigmoid(x) end, gelu = gelu, gelu_tanh = gelu_tanh,
+  silu = function(x) return x * sigmoid(x) end, gelu = gelu, gelu_tanh = gelu_tanh, quick_gelu = function(x) return x * sigmoid(1.702 * x) end,
+  relu2 = function(x) return math.max(x, 0) ^ 2 end, relu6 = function(x) return math.min(math.max(x, 0), 6) end,
+  softplus = function(x) return math.log(1 + math.exp(x)) end, hardsigmoid = function(x) return math.min(math.max(x + 3, 0), 6) / 6 end,
+  hardswish = function(x) return x * math.min(math.max(x + 3, 0), 6) / 6 end,
 }
+local function swiglu_oai(g, u)
+  g, u = math.min(g, 7), math.min(math.max(u, -7), 7)
+  return functions.quick_gelu(g) * (u + 1)
+end
 local sizes = { 0, 1, 7, 17, 33, 65 }
 
 local function map(f, ...)
@@ -56,7 +63,10 @@ describe("element by element", function()
       neg = { -huge, huge, nan, 0, -100, 100 }, exp = { huge, 0, nan, 1, huge, 0 }, log = { huge, nan, nan, -huge, math.log(100), nan },
       sqrt = { huge, nan, nan, 0, 10, nan }, abs = { huge, huge, nan, 0, 100, 100 }, square = { huge, huge, nan, 0, 1e4, 1e4 },
       tanh = { 1, -1, nan, 0, 1, -1 }, sigmoid = { 1, 0, nan, 0.5, 1, 0 }, relu = { huge, 0, nan, 0, 100, 0 },
+      softplus = { huge, 0, nan, math.log(2), 100, math.exp(-100) }, relu6 = { 6, 0, nan, 0, 6, 0 }, relu2 = { huge, 0, nan, 0, 1e4, 0 },
+      hardsigmoid = { 1, 0, nan, 0.5, 1, 0 },
     }
+    near(ops.unary(core.from_table { -9, -12, -16, -20 }, "softplus"), { 1.2340219e-4, 6.1441935e-6, 1.1253517e-7, 2.0611536e-9 }, 3e-7, 0)
     for name, values in pairs(want) do near(ops.unary(x, name), values, 2e-6, 1e-37, name) end
     for _, name in ipairs { "silu", "gelu", "gelu_tanh" } do
       local y = flat(ops.unary(x, name))
@@ -113,7 +123,8 @@ describe("element by element", function()
   end)
 
   it("gates and their slopes", function()
-    local gates = { silu = functions.silu, gelu = gelu, gelu_tanh = gelu_tanh, sigmoid = sigmoid, relu = functions.relu }
+    local gates = { silu = functions.silu, gelu = gelu, gelu_tanh = gelu_tanh, sigmoid = sigmoid, relu = functions.relu, tanh = tanh,
+      quick_gelu = functions.quick_gelu, relu2 = functions.relu2 }
     for name, f in pairs(gates) do
       for _, dtype in ipairs(floats) do
         for _, n in ipairs(sizes) do
@@ -124,6 +135,20 @@ describe("element by element", function()
             name)
           near(du, map(function(a, d) return d * f(a) end, flat(g), flat(dy)), nil, 2e-6, name)
         end
+      end
+    end
+  end)
+
+  it("clamps both sides of gpt-oss's gate", function()
+    for _, dtype in ipairs(floats) do
+      for _, n in ipairs(sizes) do
+        local g, u, dy = gapped(dtype, 3, n, 1, -10, 10), gapped(dtype, 3, n, 2, -10, 10), gapped(dtype, 3, n, 3)
+        near(ops.gate(g, u, "swiglu_oai"), map(swiglu_oai, flat(g), flat(u)), nil, 1e-6)
+        local dg, du = ops.gate_backward(dy, g, u, "swiglu_oai")
+        near(dg, map(function(a, b, d) return d * (swiglu_oai(a + 1e-6, b) - swiglu_oai(a - 1e-6, b)) / 2e-6 end, flat(g), flat(u), flat(dy)), nil,
+          1e-5)
+        near(du, map(function(a, b, d) return d * (swiglu_oai(a, b + 1e-6) - swiglu_oai(a, b - 1e-6)) / 2e-6 end, flat(g), flat(u), flat(dy)), nil,
+          1e-5)
       end
     end
   end)

@@ -4,9 +4,10 @@ local reference = require "tests.kernels.reference"
 local random, gapped, flat, near, floats, ints = reference.random, reference.gapped, reference.flat, reference.near, reference.floats,
   reference.ints
 
--- nll, dx, dw of the whole in double, from tables.
-local function head(x, w, labels, rows, width, vocabulary, scale, multiplier)
-  local nll, dx, dw = {}, {}, {}
+-- nll, dx, dw, dbias of the whole in double, from tables; bias and cap may be nil.
+local function head(x, w, labels, rows, width, vocabulary, scale, multiplier, bias, cap)
+  local nll, dx, dw, dbias = {}, {}, {}, {}
+  for v = 1, vocabulary do dbias[v] = 0 end
   for i = 1, rows * width do dx[i] = 0 end
   for i = 1, vocabulary * width do dw[i] = 0 end
   for r = 0, rows - 1 do
@@ -16,12 +17,16 @@ local function head(x, w, labels, rows, width, vocabulary, scale, multiplier)
       for v = 0, vocabulary - 1 do
         l[v] = 0
         for k = 1, width do l[v] = l[v] + multiplier * x[r * width + k] * w[v * width + k] end
+        if bias then l[v] = l[v] + multiplier * bias[v + 1] end
+        if cap then l[v] = cap * math.tanh(l[v] / cap) end
         most = math.max(most, l[v])
       end
       for v = 0, vocabulary - 1 do total = total + math.exp(l[v] - most) end
       nll[r + 1] = most + math.log(total) - l[labels[r + 1]]
       for v = 0, vocabulary - 1 do
         local g = scale * multiplier * (math.exp(l[v] - most) / total - (v == labels[r + 1] and 1 or 0))
+        if cap then g = g * (1 - (l[v] / cap) ^ 2) end
+        dbias[v + 1] = dbias[v + 1] + g
         for k = 1, width do
           dx[r * width + k] = dx[r * width + k] + g * w[v * width + k]
           dw[v * width + k] = dw[v * width + k] + g * x[r * width + k]
@@ -29,7 +34,7 @@ local function head(x, w, labels, rows, width, vocabulary, scale, multiplier)
       end
     end
   end
-  return nll, dx, dw
+  return nll, dx, dw, dbias
 end
 
 local function labels_of(rows, vocabulary, every)
@@ -60,6 +65,31 @@ describe("head and loss", function()
           near(got_dx, dx, coarse and 0.01 or 1e-5, coarse and 0.004 or 3e-6, "dx")
           near(got_dw, dw, 1e-6, coarse and 0.02 or 2e-5, "dw")
           assert.equal(reference.bits(got), reference.bits((ops.head_loss(x, w, ints(labels), nil, 0.5, 1.5, false))))
+        end
+      end
+    end
+  end)
+
+  it("with a bias and a cap, and their gradients", function()
+    for _, shape in ipairs { { 1, 1, 1 }, { 9, 33, 65 }, { 150, 17, 130 }, { 5, 8, 2100 } } do
+      local rows, width, vocabulary = unpack(shape)
+      for _, dtypes in ipairs { { "f32", "f32" }, { "f32", "f16" }, { "bf16", "bf16" } } do
+        for _, capped in ipairs { false, true } do
+          local x, w, labels = gapped(dtypes[1], rows, width, 1, -4, 4), weight(dtypes[2], vocabulary, width), labels_of(rows, vocabulary)
+          local bias, cap = random("f32", { vocabulary }, 5, -3, 3), capped and 2.5 or nil
+          local nll, dx, dw, dbias = head(flat(x), flat(w), labels, rows, width, vocabulary, 0.5, 1.5, flat(bias), cap)
+          local got_dw, got_dbias = core.zeros("f32", { vocabulary, width }), core.new("f32", { vocabulary }):fill(1)
+          local got, got_dx = ops.head_loss(x, w, ints(labels), rows > 100 and ints { 0, 20, 20, rows } or nil, 0.5, 1.5, true, got_dw, bias,
+            cap, got_dbias)
+          local coarse = dtypes[1] == "bf16"
+          for i = 1, #dbias do dbias[i] = dbias[i] + 1 end
+          near(got, nll, 1e-5, 1e-5, "nll")
+          near(got_dx, dx, coarse and 0.01 or 1e-5, coarse and 0.006 or 5e-6, "dx")
+          near(got_dw, dw, 1e-6, coarse and 0.08 or 5e-5, "dw")
+          near(got_dbias, dbias, 1e-6, coarse and 0.02 or 2e-5, "dbias")
+          local alone = core.new("f32", { vocabulary }):fill(1)
+          ops.head_loss(x, w, ints(labels), rows > 100 and ints { 0, 20, 20, rows } or nil, 0.5, 1.5, false, nil, bias, cap, alone)
+          assert.equal(reference.bits(got_dbias), reference.bits(alone))
         end
       end
     end
@@ -128,15 +158,15 @@ describe("head and loss", function()
   end)
 
   -- The loss with the weight in parts of these numbers of cuts (the last one takes the rest).
-  local function streamed(x, w, labels, parts, scale, multiplier, gradient)
+  local function streamed(x, w, labels, parts, scale, multiplier, gradient, bias, cap)
     local vocabulary = w:size(1)
     local state, first, k = ops.head_begin(x, vocabulary, gradient), 0, 1
     while first < vocabulary do
       local rows = math.min(vocabulary - first, (parts[k] or math.huge) * ops.head_cut)
-      ops.head_part(state, x, w:narrow(1, first + 1, rows), labels, first, multiplier)
+      ops.head_part(state, x, w:narrow(1, first + 1, rows), labels, first, multiplier, bias, cap)
       first, k = first + rows, k + 1
     end
-    return ops.head_end(state, x, labels, scale, multiplier, gradient)
+    return ops.head_end(state, x, labels, scale, multiplier, gradient, cap)
   end
 
   it("have the same bits whatever parts the weight comes in, any threads, any micro-batch", function()
@@ -146,10 +176,16 @@ describe("head and loss", function()
       local x, w, labels = gapped(dtypes[1], rows, 33, 1, -8, 8), weight(dtypes[2], vocabulary, 33), labels_of(rows, vocabulary, 3)
       for i = 10, 44 do labels[i] = -100 end
       labels[1], labels[2], labels[4], labels[5], labels[75] = 0, vocabulary - 1, ops.head_cut, ops.head_cut - 1, 2 * ops.head_cut + 31
+      local bias, cap = random("f32", { vocabulary }, 5), 3
+      local capped = reference.bits(ops.head_loss(x, w, ints(labels), nil, 0.5, 1.5, true, nil, bias, cap))
       local all = reference.bits(ops.head_loss(x, w, ints(labels), nil, 0.5, 1.5, true))
+      assert.not_equal(all, capped)
       for _, parts in ipairs { {}, { 1, 1, 1 }, { 2, 1 }, { 1, 2 } } do
         local nll, dx = reference.any_threads(function() return streamed(x, w, ints(labels), parts, 0.5, 1.5, true) end)
         assert.equal(all, reference.bits(nll, dx))
+        assert.equal(capped, reference.bits(reference.any_threads(function()
+          return streamed(x, w, ints(labels), parts, 0.5, 1.5, true, bias, cap)
+        end)))
         assert.equal(reference.bits(nll), reference.bits((streamed(x, w, ints(labels), parts, 0.5, 1.5, false))))
       end
       local nll, dx = ops.head_loss(x, w, ints(labels), nil, 0.5, 1.5, true)
@@ -213,7 +249,7 @@ describe("head and loss", function()
       local dx = t:backward({ [nll] = nll })[x]
       return reference.bits(nll, dx)
     end
-    local whole = gradient(function() return recorded.head_loss(x, w, labels, nil, 0.5, 1) end)
+    local whole = gradient(function() return recorded.head_loss(x, w, nil, labels, nil, 0.5, 1) end)
     assert.equal(whole, gradient(function()
       local state = ops.head_begin(x, w:size(1))
       for first = 0, ops.head_cut, ops.head_cut do ops.head_part(state, x, w:narrow(1, first + 1, ops.head_cut), labels, first) end

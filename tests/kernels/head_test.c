@@ -61,7 +61,7 @@ static void check(const Backend *t, const Case *c) {
             int64_t from = i == 2 ? cuts[s] : 0, to = i == 2 ? cuts[s + 1] : c->rows;
             View ns = {(float *)n[i].data + from, F32, 1, {to - from}, {1}}, ls = {labels + from, I32, 1, {to - from}, {1}};
             View xs = part(&x, from, to), gs = part(&gx[i], from, to);
-            must(t->head_loss(&ns, i == 3 ? NULL : &gs, i == 3 ? NULL : &gw[i], &xs, &w, &ls, i == 2 ? NULL : &starts, scale, multiplier) == OK, t->name, what);
+            must(t->head_loss(&ns, i == 3 ? NULL : &gs, i == 3 ? NULL : &gw[i], NULL, &xs, &w, &ls, i == 2 ? NULL : &starts, scale, &(Logits){.multiplier = multiplier}) == OK, t->name, what);
         }
         must(same(&n[0], &n[i]), t->name, what);
         must(i == 3 || (same(&gx[0], &gx[i]) && same(&gw[0], &gw[i])), t->name, what);
@@ -96,7 +96,7 @@ static void bench(const Backend *t, Dtype dtype, int64_t tokens, int64_t width, 
     double f = 2e-9 * (double)(tokens * width) * (double)vocabulary, best[2] = {1e9, 1e9};
     for (int i = 0; i < 10; i++) {
         double t0 = seconds();
-        must(t->head_loss(&nll, i & 1 ? &dx : NULL, NULL, &x, &w, &labels, NULL, 1.0f / (float)tokens, 1) == OK, t->name, "bench");
+        must(t->head_loss(&nll, i & 1 ? &dx : NULL, NULL, NULL, &x, &w, &labels, NULL, 1.0f / (float)tokens, &(Logits){.multiplier = 1}) == OK, t->name, "bench");
         best[i & 1] = fmin(best[i & 1], seconds() - t0);
     }
     printf("%s %s head %ld x %ld, %ld tokens: loss alone %.0f, with dx %.0f GFLOP/s, %.1f ms\n", t->name, dtype_name(dtype), (long)vocabulary,

@@ -72,6 +72,52 @@ describe("norms", function()
     end)
   end)
 
+  it("give their result in another dtype", function()
+    local x, w, b = random("f32", { 3, 33 }, 1), random("f32", { 33 }, 2), random("f32", { 33 }, 3)
+    local y, stats = ops.layer_norm(x, w, b, 1e-5, "bf16")
+    assert.equal("bf16", y:dtype())
+    assert.equal(reference.bits((ops.layer_norm(x, w, b, 1e-5)):to "bf16"), reference.bits(y))
+    local dy = random("bf16", { 3, 33 }, 4)
+    near(ops.layer_norm_backward(dy, x, w, stats), flat(ops.layer_norm_backward(dy:to "f32", x, w, stats)), 0, 0)
+  end)
+
+  it("without parameters", function()
+    local x, one, dy = random("f32", { 3, 33 }, 1), core.new("f32", { 33 }):fill(1), random("f32", { 3, 33 }, 2)
+    local y, stats = ops.layer_norm(x, nil, nil, 1e-5)
+    assert.equal(reference.bits((ops.layer_norm(x, one, nil, 1e-5))), reference.bits(y))
+    assert.equal(reference.bits(ops.layer_norm_backward(dy, x, one, stats)), reference.bits(ops.layer_norm_backward(dy, x, nil, stats)))
+    local r, rstd = ops.rms_norm(x, nil, 1e-5, true)
+    assert.equal(reference.bits((ops.rms_norm(x, one, 1e-5))), reference.bits(r))
+    assert.equal(reference.bits(ops.rms_norm_backward(dy, x, one, rstd)), reference.bits(ops.rms_norm_backward(dy, x, nil, rstd)))
+  end)
+
+  it("of heads that each have their own weight are those of each head", function()
+    for _, dtype in ipairs(floats) do
+      local tokens, heads, size = 150, 3, 17
+      local x, dy = random(dtype, { tokens, heads, size }, 1), random(dtype, { tokens, heads, size }, 2)
+      local w, b = random("f32", { heads, size }, 3), random("f32", { heads, size }, 4)
+      local starts = ints { 0, 20 * heads, tokens * heads }
+      local function zeros() return core.zeros("f32", { heads, size }) end
+      local y, rstd = ops.rms_norm(x, w, 1e-5, true)
+      local l, stats = ops.layer_norm(x, w, b, 1e-5)
+      local dw, dw2, db = zeros(), zeros(), zeros()
+      local dx, dx2 = ops.rms_norm_backward(dy, x, w, rstd, dw, starts), ops.layer_norm_backward(dy, x, w, stats, dw2, db, starts)
+      for h = 1, heads do
+        local function cut(t) return t:select(2, h) end
+        local function of(t) return t:select(1, h):contiguous() end
+        local y1, rstd1 = ops.rms_norm(cut(x), of(w), 1e-5, true)
+        local l1, stats1 = ops.layer_norm(cut(x), of(w), of(b), 1e-5)
+        assert.equal(reference.bits(cut(y), cut(l)), reference.bits(y1, l1))
+        local g, g2, gb = core.zeros("f32", { size }), core.zeros("f32", { size }), core.zeros("f32", { size })
+        assert.equal(reference.bits(cut(dx), cut(dx2)), reference.bits(ops.rms_norm_backward(cut(dy), cut(x), of(w), rstd1, g),
+          (ops.layer_norm_backward(cut(dy), cut(x), of(w), stats1, g2, gb))))
+        near(of(dw), flat(g), 1e-5, 1e-5)
+        near(of(dw2), flat(g2), 1e-5, 1e-5)
+        near(of(db), flat(gb), 1e-5, 1e-5)
+      end
+    end
+  end)
+
   it("a mean far from 0 does not drown the variance", function()
     local x, one = random("f32", { 3, 65 }, 1), core.new("f32", { 65 }):fill(1)
     local far = ops.affine(x, 1, 1000)

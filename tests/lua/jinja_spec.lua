@@ -36,6 +36,33 @@ describe("jinja, against the reference", function()
   end
 end)
 
+describe("chat templates in the manner of published ones, against the reference,", function()
+  -- made by fixtures/make_chats.py with transformers' own environment
+  local golden = assert(json.decode(read(HERE .. "fixtures/chats.json")))
+  local by_template = {}
+  for _, case in ipairs(golden.cases) do
+    local cases = by_template[case[1]] or {}
+    by_template[case[1]], cases[#cases + 1] = cases, case
+  end
+  for name, cases in pairs(by_template) do
+    it("agree: " .. name, function()
+      local template = assert(Jinja.compile(golden.templates[name], "t"))
+      for _, case in ipairs(cases) do
+        local variables = { messages = golden.chats[case[2]] }
+        for key, value in pairs(golden.variables[case[3]]) do variables[key] = value end
+        local text, message = template:render(variables)
+        local what = table.concat({ name, case[2], case[3] }, ", ")
+        if case[4] == json.null then
+          assert.is_nil(text, what)
+          assert.is_truthy(message:find "^t: line %d+: ", message)
+        else
+          assert.are.equal(case[4], text or message, what)
+        end
+      end
+    end)
+  end
+end)
+
 describe("jinja", function()
   it("says where a template fails, and whose fault it is", function()
     local _, message, code = render("a\n\n{{ x.y }}")

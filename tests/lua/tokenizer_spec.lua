@@ -1,6 +1,7 @@
 -- Opening a tokenizer by directory: files from before tokenizer.json against transformers, with what fixtures/make_legacy.py
 -- recorded; what is refused; the command tokenize.
 local Tokenizer = require "onn.tokenizer"
+local fresh = require "onn.fresh"
 local json = require "onn.core.json"
 local support = require "tests.support"
 
@@ -32,6 +33,15 @@ describe("a tokenizer from before tokenizer.json", function()
       for role, token in pairs(case.roles) do assert.are.equal(token, tokenizer[role .. "_token"], role) end
     end)
   end
+
+  it("becomes the tokenizer.json of a model that is made afresh", function()
+    local from, to, config = directory(golden.directories.gpt2), support.scratch(), { vocab_size = 1000 }
+    assert(fresh.tokenizer(to, config, { tokenizer = from }))
+    local old, new = assert(Tokenizer.open(from)), assert(Tokenizer.open(to .. "/tokenizer.json"))
+    for _, text in ipairs(golden.texts) do assert.are.equal(old:encode(text):concat " ", new:encode(text):concat " ") end
+    assert.are.same({ old.eos_id, old.bos_id }, { config.eos_token_id, config.bos_token_id })
+    assert.is_number(old.eos_id)
+  end)
 
   local vocab = golden.directories.gpt2["vocab.json"]
   local merges = golden.directories.gpt2["merges.txt"]

@@ -38,7 +38,7 @@ describe("onn inspect", function()
     for _, stage in ipairs(a.stages) do sum = sum + stage.parameters end
     assert.equal(a.total_params, sum)
     assert.same({ "model.layers.2", "block", 2, block }, { a.stages[4].name, a.stages[4].kind, a.stages[4].index, a.stages[4].parameters })
-    assert.same({ 64, 32 }, a.stages[4].tensors[6].shape)
+    assert.same({ 64, 32 }, a.stages[4].tensors[7].shape)
     assert.is_true(a.needs_bytes.generate_streamed < a.needs_bytes.generate and a.needs_bytes.train_streamed < a.needs_bytes.train)
     assert.equal(12, #a.layer_groups.attention)
   end)
@@ -114,7 +114,8 @@ describe("onn inspect", function()
     end
     refused(1, "no such model: '.*/tini'; did you mean '.*/tiny'", folder .. "/tini")
     refused(2, "MODEL")
-    refused(2, "%-%-set needs %-%-family", model, "--set", "a=1")
+    refused(1, "no family is called 'lama'; did you mean 'llama'", model, "--family", "lama")
+    refused(2, "KEY=VALUE", model, "--set", "a")
     support.write(folder .. "/broken.safetensors", "nonsense")
     refused(1, "broken.safetensors", folder .. "/broken.safetensors")
     local status, out = run { "inspect", "--help" }

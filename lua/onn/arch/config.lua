@@ -13,6 +13,7 @@ end
 config.positive = { check = function(v) return type(v) == "number" and v > 0 and v < math.huge end, text = "a number above zero" }
 config.number = { check = function(v) return type(v) == "number" and math.abs(v) < math.huge end, text = "a number" }
 config.flag = { check = function(v) return type(v) == "boolean" end, text = "true or false" }
+config.text = { check = function(v) return type(v) == "string" end, text = "text" }
 config.share = { check = function(v) return type(v) == "number" and v > 0 and v <= 1 end, text = "a number above 0, at most 1" }
 config.object = { check = function(v) return type(v) == "table" and #v == 0 end, text = "an object" }
 config.list = { check = function(v) return type(v) == "table" end, text = "a list" }

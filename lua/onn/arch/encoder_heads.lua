@@ -1,8 +1,9 @@
 -- What sits on an encoder: a masked-language head over the vocabulary, classes of whole sequences or of tokens, or nothing. A family
 -- names the tensors of each (its `heads`); a config's `architectures` say which one a checkpoint has, else its tensors do.
+local core = require "onn.core.ops"
 local linear = require "onn.nn.linear"
 local ops = require "onn.ops"
-local parts = require "onn.arch.parts"
+local parts = require "onn.arch.parts.stage"
 local tape = require "onn.autograd.tape"
 local tensors = require "onn.core.tensor"
 local values = require "onn.arch.config"
@@ -33,8 +34,8 @@ end
 
 -- What the names of the body's tensors begin with: a checkpoint of the body alone has no prefix.
 function heads.prefix(config, family, has)
-  if not family.prefix then return "" end
-  local prefix = family.prefix .. "."
+  if not family.body then return "" end
+  local prefix = family.body .. "."
   if has then return has(prefix .. family.probe) and prefix or has(family.probe) and "" or prefix end
   return (architecture(config) or ""):find "Model$" and "" or prefix
 end
@@ -45,6 +46,7 @@ local function choose(config, family, has)
   if not name then
     for _, kind in ipairs { "masked", "classes" } do
       local spec = family.heads[kind]
+      if type(spec) == "function" then spec = spec(config) end
       local probe = spec and (kind == "masked" and spec.norm or spec.out)
       if has and probe and (has(probe .. ".weight") or has(probe .. ".gamma")) then return kind end
     end
@@ -90,18 +92,17 @@ function heads.read(config, family, has, c, prefix, wrong)
     return
   end
   local spec, top = family.heads[kind] or {}, { kind = kind }
-  for key, value in pairs(spec) do top[key] = value end
+  for key, value in pairs(type(spec) == "function" and spec(config) or spec) do top[key] = value end
   if top.inside then top.dense = prefix .. top.dense end
   if top.activation then
     top.activation = top.activation == "config" and c.activation or parts.activations[top.activation]
   end
-  c.top = top
+  c.top, c.tied = top, kind == "masked" and c.tied ~= false
   if kind == "masked" then
-    c.tied, c.outputs = c.tied ~= false, c.vocabulary
-    c.names.head = top.decoder
-    top.bias_name = top.bias[1]
-    for _, name in ipairs(top.bias) do
-      if has and has(name) then top.bias_name = name break end
+    c.outputs, c.names.head, c.top_width = c.vocabulary, top.decoder, c.top_width or c.embed_width
+    top.bias_name = top.bias and top.bias[1]
+    for _, name in ipairs(top.bias or {}) do -- the last one that is there is the one that is read
+      if has and has(name) then top.bias_name = name end
     end
   elseif kind ~= "body" then
     if top.outputs then c.outputs = top.outputs else c.outputs, c.labels = classes(config, wrong) end
@@ -115,22 +116,23 @@ function heads.stages(c, has, stages)
   local top, kind = c.top, c.top.kind
   if kind == "masked" then
     local stage, add = parts.stage(top.dense, "transform", has)
-    add.product(top.dense, "dense", c.embed_width, c.width)
-    add.norm(top.norm, "norm", c.embed_width)
+    add.product(top.dense, "dense", c.top_width, c.width, top.dense_bias)
+    add.norm(top.norm, "norm", c.top_width, c.norm_bias)
     stages[#stages + 1] = stage
     stage, add = parts.stage(top.decoder, "head", has)
     if c.tied then
       stage.shares = { head = c.names.embed .. ".weight" }
     else
-      add.tensor(top.decoder .. ".weight", "head", { c.vocabulary, c.embed_width })
+      add.tensor(top.decoder .. ".weight", "head", { c.vocabulary, c.top_width })
     end
-    add.tensor(top.bias_name, "head_bias", { c.vocabulary })
+    if top.bias_name then add.tensor(top.bias_name, "head_bias", { c.vocabulary }) end
     stages[#stages + 1] = stage
     return
   end
   local stage, add = parts.stage(top.out or "output", kind == "body" and "body" or kind == "classes" and "classes" or "tokens", has)
   local small = { vector = true, fresh = c.deviation, saved = true }
-  if top.dense then add.product(top.dense, "dense", c.width, c.width, true, small) end
+  if top.dense then add.product(top.dense, "dense", c.width, c.width, top.dense_bias, small) end
+  if top.norm then add.norm(top.norm, "norm", c.width, c.norm_bias, small) end
   if top.out then add.product(top.out, "out", c.outputs, c.width, true, small) end
   stages[#stages + 1] = stage
 end
@@ -145,6 +147,7 @@ end
 
 function forward.transform(c, stage, carry, ctx)
   body_output(carry, ctx)
+  if ctx.body_only then return carry end
   local x = linear(stage.weights.dense, parts.cast(carry.hidden, ctx), ctx, "f32")
   carry.hidden = parts.norm(c, stage, ops[c.top.activation or c.activation](x), "norm")
   return carry
@@ -157,7 +160,9 @@ end
 
 -- logits of rows of the body's output; nll of them where labels are.
 local function classify(c, stage, x, labels, carry, ctx)
-  if stage.weights.dense then x = ops[c.top.activation](linear(stage.weights.dense, x, ctx)) end
+  if ctx.body_only then return carry end
+  if stage.weights.dense then x = ops[c.top.activation](linear(stage.weights.dense, x, ctx, stage.weights.norm and "f32")) end
+  if stage.weights.norm then x = parts.cast(parts.norm(c, stage, x, "norm"), ctx) end
   local logits = linear(stage.weights.out, x, ctx, "f32")
   if labels then carry.nll = ops.class_loss(logits, labels, ctx.loss_scale) else carry.logits = logits end
   return carry
@@ -176,7 +181,7 @@ function forward.classes(c, stage, carry, ctx)
   local count = carry.starts:size(1) - 1
   local first, own = carry.starts:narrow(1, 1, count), {}
   for s = 0, count do own[s + 1] = s end
-  return tape.within(tensors.from_table(own, "i32"), function()
+  return tape.with_starts(tensors.from_table(own, "i32"), function()
     local labels = ctx.labels and picked(ctx.labels, first)
     return classify(c, stage, parts.cast(ops.gather(carry.hidden, first), ctx), labels, carry, ctx)
   end)
@@ -189,10 +194,51 @@ end
 
 -- With ctx.labels: carry.nll (tokens), the loss of each; else carry.logits f32 (tokens, vocabulary).
 function forward.head(_, stage, carry, ctx)
+  if ctx.body_only then return carry end
   local x, w = parts.cast(carry.hidden, ctx), stage.weights
-  local logits = ops.linear(x, w.head, w.head_bias, nil, nil, nil, nil, "f32")
-  if ctx.labels then carry.nll = ops.class_loss(logits, ctx.labels, ctx.loss_scale) else carry.logits = logits end
+  if ctx.labels then
+    carry.nll = ops.head_loss(x, w.head, w.head_bias, ctx.labels, carry.starts, ctx.loss_scale, 1)
+  else
+    carry.logits = (ops.linear(x, w.head, w.head_bias, nil, nil, nil, nil, "f32"))
+  end
   return carry
+end
+
+-- The head in steps, for a weight that comes in row tiles: the same bits as forward.head.
+local head = {}
+heads.head = head
+
+local function copy(carry)
+  local out = {}
+  for k, v in pairs(carry) do out[k] = v end
+  return out
+end
+
+function head.begin(c, stage, carry, ctx)
+  local out, x = copy(carry), parts.cast(carry.hidden, ctx)
+  if ctx.body_only then return out end
+  out.input, out.bias_vector, out.last_hidden = x, stage.weights.head_bias, out.last_hidden or x
+  if ctx.labels then
+    out.loss = core.head_begin(x, c.vocabulary, tape.tracked(x))
+  else
+    out.logits = tensors.new("f32", { x:size(1), c.vocabulary })
+  end
+  return out
+end
+
+-- weight: the rows of the head from `first` on, counted from 0.
+function head.part(_, carry, ctx, weight, first)
+  if ctx.body_only then return end
+  local x, bias = carry.input, carry.bias_vector
+  if ctx.labels then return core.head_part(carry.loss, x, weight, ctx.labels, first, 1, bias) end
+  local rows = weight:size(1)
+  core.linear(x, weight, bias and bias:narrow(1, first + 1, rows), nil, nil, nil, nil, "f32", carry.logits:narrow(2, first + 1, rows))
+end
+
+function head.finish(_, carry, ctx)
+  local out = copy(carry)
+  if ctx.labels and not ctx.body_only then out.nll, out.loss = ops.head_end(carry.input, carry.loss, ctx.labels, ctx.loss_scale, 1), nil end
+  return out
 end
 
 return heads

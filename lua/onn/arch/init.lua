@@ -1,23 +1,24 @@
 -- Architectures: which family a config names, which stages it has, and whether a store holds exactly their tensors.
 -- A family is one file in arch/families; it may build on another (base). Its `net` names the module onn.arch.NET that runs it
 -- (default: decoder). A net has
---   describe(config, family, has) -> sizes and switches, or nil and a list of what is wrong
---   stages(sizes, has)       -> {name, kind, index, layers = {{role, name, out, into, tensor}}, tensors = {{name, shape, role, vector}}, shares}
+--   describe(config, family, store) -> sizes and switches, or nil and a list of what is wrong; store: the tensors, or nil for a new model
+--   stages(sizes)            -> {name, kind, index, layers = {{role, name, out, into, tensor}}, tensors = {{name, shape, role, vector}}, shares}
 --                               (a layer's tensor: its weight's name, default: name .. ".weight")
 --   start(model, batch)      -> the first carry
 --   forward(sizes, stage, carry, ctx) -> the next carry; the last stage gives carry.nll where ctx.labels are, else carry.logits
+--   continues, trains_on     -> optional: false where it does not continue a text; why the recipes have no rows to train it on
 --   ignorable(name)          -> optional: does nothing read this tensor of a checkpoint?
 --   batch(sizes, given)      -> optional: the batch of named tensors, or nil and a message (default: onn.batch.from_ids)
---   dtype                    -> optional: the arithmetic's only one
---   initial(sizes, tensor)   -> optional: what a new one begins with: "normal", deviation; "uniform", bound; or "constant", value
---   open_data(model, source, opt) -> optional: the set (onn.data) of a source that is not made of tokens
---   elements(sizes)          -> optional: numbers that training holds for a token (onn.plan.plain)
---   cache(model, slots)      -> optional: what generation keeps between tokens (default: onn.cache's keys and values)
---   memory(model, sequences) -> optional: what training on a stream carries from one update to the next (onn.recurrent_state)
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
--- has(name): is a tensor in the store? nil where there is no store. A tensor that is `fresh` may be made anew (onn.model).
+--   cache(model, slots, capacity) -> optional: what generation carries, with onn.cache's interface; ctx.cache is it or one of its parts
+--   memory(model, sequences) -> optional: what training on a stream carries from one update to the next (onn.recurrent_state)
+--   dtype                    -> optional: the arithmetic's only one
+--   open_data(model, source, opt) -> optional: the set (onn.data) of a source that is not made of tokens
+--   first_value(sizes, tensor, seed) -> optional: a tensor's first value in training from nothing, or nil: the usual one
+-- A tensor that is `fresh` may be made anew (onn.model).
 -- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.
 local json = require "onn.core.json"
+local keys = require "onn.arch.keys"
 local lfs = require "lfs"
 local program = require "onn.core.program"
 local values = require "onn.arch.config"
@@ -72,8 +73,35 @@ function arch.clean(config)
   return c
 end
 
--- {family, sizes, stages} of a config, or nil and a list of what is missing for running it. store: whose tensors tell what the
--- config leaves open, or nil.
+-- Names as a checkpoint of the body alone has them.
+local function without_prefix(stages, prefix)
+  local function bare(name) return name:sub(1, #prefix) == prefix and name:sub(#prefix + 1) or name end
+  for _, stage in ipairs(stages) do
+    stage.name = bare(stage.name)
+    for _, t in ipairs(stage.tensors) do t.name = bare(t.name) end
+    for _, layer in ipairs(stage.layers) do layer.name = bare(layer.name) end
+    for role, name in pairs(stage.shares or {}) do stage.shares[role] = bare(name) end
+  end
+end
+
+local MOST_EXPERTS = 2 ^ 18 -- of all layers: each is several tensors to look for
+
+-- Do the numbers of a mixture of experts fit each other?
+local function check_experts(sizes, wrong)
+  local m = sizes.moe
+  if type(m) ~= "table" or type(m.experts) ~= "number" then return end
+  local function say(...) wrong[#wrong + 1] = "config.json: " .. (...):format(select(2, ...)) end
+  if m.experts * (sizes.layers or 1) > MOST_EXPERTS then
+    say("%d experts in each of %d layers are more than the %d that are looked for", m.experts, sizes.layers, MOST_EXPERTS)
+  end
+  if (m.per_token or 1) > m.experts then say("a token goes to %d of %d experts", m.per_token, m.experts) end
+  local groups = m.groups or 1
+  if groups > 1 and m.experts % groups ~= 0 then say("%d experts do not part into %d groups", m.experts, groups) end
+  if groups > 1 and (m.per_token_groups or 1) > groups then say("a token goes to %d of %d groups of experts", m.per_token_groups, groups) end
+end
+
+-- {family, sizes, stages, net} of a config, or nil and a list of what is missing for running it. store: of the tensors, if there is one; names
+-- may lack the family's prefix there.
 function arch.describe(config, store)
   if type(config) ~= "table" then return nil, { "config.json: an object is expected, found " .. values.shown(config) } end
   local given = config
@@ -91,18 +119,24 @@ function arch.describe(config, store)
   for key, value in pairs(family.absent or {}) do
     if given[key] == nil and nested[key] == nil then config[key] = value end
   end
-  local has = store and function(name) return store:info(name) ~= nil end
   local net = require("onn.arch." .. (family.net or "decoder"))
-  local sizes, wrong = net.describe(config, family, has)
+  local read = { model_type = true, architecture = true }
+  local sizes, wrong = net.describe(keys.recorded(config, read), family, store)
   if not sizes then return nil, wrong end
-  return { family = family, sizes = sizes, stages = net.stages(sizes, has), config = config, net = net }
+  wrong = keys.unread(config, read, family)
+  check_experts(sizes, wrong)
+  if #wrong > 0 then return nil, wrong end
+  local stages = net.stages(sizes)
+  if family.prefix and store and not store:info(stages[1].tensors[1].name) then without_prefix(stages, family.prefix) end
+  return { family = family, sizes = sizes, stages = stages, config = config, net = net }
 end
 
 local function shape_text(shape) return "(" .. table.concat(shape, ", ") .. ")" end
 
 -- Buffers that old checkpoints carry and nothing reads.
 local function ignorable(name, described)
-  return name:find "rotary_emb%.inv_freq$" or name:find "%.attn%.bias$"
+  return name:find "rotary_emb%.inv_freq$" or name:find "%.attn%.bias$" or name:find "%.attn%.masked_bias$" or name:find "attention%.bias$"
+    or name:find "attention%.masked_bias$"
     or (described.sizes.tied and name == described.sizes.names.head .. ".weight")
     or described.net.ignorable and described.net.ignorable(name)
 end

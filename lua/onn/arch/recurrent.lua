@@ -3,6 +3,7 @@
 -- The carry holds hidden f32 (tokens, width) and starts i32 (sequences + 1). State goes from one part of a text to the next through
 -- ctx.cache (generation) or ctx.memory (training on a stream), both onn.recurrent_state.
 local batches = require "onn.batch"
+local first = require "onn.nn.first"
 local linear = require "onn.nn.linear"
 local ops = require "onn.ops"
 local State = require "onn.recurrent_state"
@@ -24,30 +25,31 @@ local kinds = {
 local cells = { rnn = { tanh = "tanh", relu = "relu" }, lstm = "lstm", gru = "gru" }
 local gates = { tanh = 1, relu = 1, lstm = 4, gru = 3 }
 
--- What a config may say beside the sizes; another key could change the arithmetic unseen.
-local harmless = { architecture = true, model_type = true, architectures = true, num_labels = true, num_classes = true, id2label = true,
-  label2id = true, batch_first = true, dtype = true, torch_dtype = true, transformers_version = true, _name_or_path = true,
-  bos_token_id = true, eos_token_id = true, pad_token_id = true, unk_token_id = true, tokenizer_class = true,
-  max_position_embeddings = true, problem_type = true }
+-- The names of classes by number, where the config has them.
+local function labels_of(config)
+  local names = {}
+  for id, name in pairs(type(config.id2label) == "table" and config.id2label or {}) do
+    if tonumber(id) and type(name) == "string" then names[tonumber(id)] = name end
+  end
+  return names
+end
 
 -- Sizes and switches of a model from its config.json, or nil and a list of what is missing or wrong.
 function recurrent.describe(config, family)
-  local c, wrong, known = { names = family.names, family = family.name }, {}, {}
+  local c, wrong = { names = family.names, family = family.name }, {}
   for key, name in pairs(family.config) do
-    c[key], known[name] = config[name], true
+    c[key] = config[name]
     if c[key] == nil then c[key] = family.defaults[key] end
   end
   for _, kind in ipairs(kinds) do values.check(family.config[kind[1]], c[kind[1]], kind[2], wrong) end
   if c.range ~= nil then values.check(family.config.range, c.range, values.positive, wrong) end
   c.classes = config.num_labels or config.num_classes
+  if config.tie_word_embeddings then wrong[#wrong + 1] = "'tie_word_embeddings': a head that shares the embedding is not known here" end
   if c.classes ~= nil then values.check(config.num_labels and "num_labels" or "num_classes", c.classes, SIZE, wrong) end
   if config.max_position_embeddings ~= nil then values.check("max_position_embeddings", config.max_position_embeddings, SIZE, wrong) end
   local cell = cells[family.cell]
   c.cell = type(cell) == "table" and cell[c.nonlinearity] or type(cell) == "string" and cell or nil
   if not c.cell then wrong[#wrong + 1] = ("'nonlinearity' should be 'tanh' or 'relu', found %s"):format(values.shown(c.nonlinearity)) end
-  for key, value in pairs(config) do
-    if not known[key] and not harmless[key] and value ~= false then wrong[#wrong + 1] = ("'%s' is not known"):format(tostring(key)) end
-  end
   if #wrong == 0 and c.projection > 0 and (c.cell ~= "lstm" or c.projection >= c.hidden) then
     wrong[1] = c.cell ~= "lstm" and "'proj_size' is for an LSTM alone" or "'proj_size' should be below 'hidden_size'"
   end
@@ -57,6 +59,8 @@ function recurrent.describe(config, family)
   c.out = c.projection > 0 and c.projection or c.hidden
   c.directions = c.bidirectional and 2 or 1
   c.width, c.positions, c.outputs = c.out * c.directions, config.max_position_embeddings or LONGEST, c.classes or c.vocabulary
+  if c.classes then c.top, c.labels = { kind = "classes" }, labels_of(config) end
+  c.inner = gates[c.cell] * c.hidden * c.directions * c.layers
   return c
 end
 
@@ -99,17 +103,11 @@ function recurrent.stages(c)
   return stages
 end
 
--- Numbers that training holds for a token, all layers together (onn.plan.plain).
-function recurrent.elements(c)
-  local layer = c.directions * (4 * gates[c.cell] * c.hidden + 3 * c.hidden + 4 * c.out)
-  return c.embedding + c.layers * layer + 3 * c.outputs
-end
-
--- torch.nn's own: embeddings normal, everything else uniform within 1 / sqrt(width). Returns "normal", deviation or "uniform", bound.
-function recurrent.initial(c, t)
-  if t.role == "embed" then return "normal", c.range or 1 end
+-- torch.nn's own: embeddings normal, everything else uniform within 1 / sqrt(width).
+function recurrent.first_value(c, t, seed)
+  if t.role == "embed" then return first.value("normal", c.range or 1, t, seed) end
   local head = t.role == "head" or t.role == "head_bias"
-  return "uniform", 1 / math.sqrt(head and c.width or c.hidden)
+  return first.value("uniform", 1 / math.sqrt(head and c.width or c.hidden), t, seed)
 end
 
 -- The first carry of a batch {ids, starts}; one without starts is of one token for each sequence.
@@ -155,7 +153,7 @@ function forward.block(c, stage, carry, ctx)
     x = ops.dropout(x, c.dropout, { seed = ctx.seed, site = site, counter = 0 }, ctx.rows)
   end
   local y = direction(c, stage, x, carry, ctx, "")
-  carry.hidden = c.bidirectional and ops.beside(y, direction(c, stage, x, carry, ctx, "_reverse")) or y
+  carry.hidden = c.bidirectional and ops.cat(y, direction(c, stage, x, carry, ctx, "_reverse"), 2) or y
 end
 
 -- Each sequence's final state: forward it is at its last token, in reverse at its first.
@@ -165,7 +163,7 @@ local function final(c, hidden, starts)
   local last = tensors.from_table({ unpack(at, 2) }, "i32")
   if not c.bidirectional then return ops.gather(hidden, last) end
   local ahead, back = ops.split(hidden, { c.out, c.out })
-  return ops.beside(ops.gather(ops.contiguous(ahead), last), ops.gather(ops.contiguous(back), starts:narrow(1, 1, #at - 1)))
+  return ops.cat(ops.gather(ops.contiguous(ahead), last), ops.gather(ops.contiguous(back), starts:narrow(1, 1, #at - 1)), 2)
 end
 
 local function classify(stage, x, labels, carry, ctx)
@@ -182,7 +180,7 @@ function forward.output(c, stage, carry, ctx)
   end
   local own, count = {}, carry.starts:size(1) - 1
   for s = 0, count do own[s + 1] = s end
-  tape.within(tensors.from_table(own, "i32"), function()
+  tape.with_starts(tensors.from_table(own, "i32"), function()
     local labels
     if ctx.labels then
       labels = {}

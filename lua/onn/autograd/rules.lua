@@ -42,7 +42,8 @@ local function unary(name)
     backward = function(s, dy) return core.unary_backward(dy, s[1], s[2], name) end,
   }
 end
-for _, name in ipairs { "neg", "exp", "log", "sqrt", "abs", "square", "tanh", "sigmoid", "relu", "silu", "gelu", "gelu_tanh" } do
+for _, name in ipairs { "neg", "exp", "log", "sqrt", "abs", "square", "tanh", "sigmoid", "relu", "silu", "gelu", "gelu_tanh",
+  "quick_gelu", "relu2", "relu6", "softplus", "hardswish", "hardsigmoid" } do
   rules[name] = unary(name)
 end
 
@@ -141,6 +142,23 @@ rules.split = {
   end,
 }
 
+-- a, b -> one after the other along a dimension
+rules.cat = {
+  forward = function(s, i, dimension)
+    local a, b = i[1], i[2]
+    local shape, first, second = a:shape(), a:size(dimension), b:size(dimension)
+    s.dimension, s.first, s.second = dimension, first, second
+    shape[dimension] = first + second
+    local y = tensors.new(a:dtype(), shape)
+    raw.narrow(y, dimension, 1, first):copy(a)
+    raw.narrow(y, dimension, first + 1, second):copy(b)
+    return y
+  end,
+  backward = function(s, dy)
+    return dy:narrow(s.dimension, 1, s.first):contiguous(), dy:narrow(s.dimension, s.first + 1, s.second):contiguous()
+  end,
+}
+
 -- y (rows) = sum or mean over the last dimension.
 local function reduction(name)
   return {
@@ -190,7 +208,7 @@ local function row_starts(x, starts)
   return core.binary(starts, tensors.from_table({ shape[2] }, "i32"), "mul")
 end
 
--- x, w
+-- x, w f32 (width), or (heads, width) for x (tokens, heads, width), or nil: no weight; y in dtype (nil: x's)
 rules.rms_norm = {
   forward = function(s, i, eps, dtype)
     local y, rstd = core.rms_norm(i[1], i[2], eps, s.keep, dtype)
@@ -200,14 +218,16 @@ rules.rms_norm = {
   backward = function(s, dy, c) return core.rms_norm_backward(dy, s[1], s[2], s[3], c.leaf(2), row_starts(s[1], c.starts)) end,
 }
 
--- x, w, b
+-- x, w, b as rms_norm's w, each may be nil; y in dtype (nil: x's)
 rules.layer_norm = {
-  forward = function(s, i, eps)
-    local y, stats = core.layer_norm(i[1], i[2], i[3], eps)
+  forward = function(s, i, eps, dtype)
+    local y, stats = core.layer_norm(i[1], i[2], i[3], eps, dtype)
     keep(s, i[1], i[2], stats)
     return y
   end,
-  backward = function(s, dy, c) return core.layer_norm_backward(dy, s[1], s[2], s[3], c.leaf(2), c.leaf(3), c.starts) end,
+  backward = function(s, dy, c)
+    return core.layer_norm_backward(dy, s[1], s[2], s[3], c.leaf(2), c.leaf(3), row_starts(s[1], c.starts))
+  end,
 }
 
 -- x (tokens, heads, size); table {cos=, sin=, interleaved=}; dtype of the result, x's if absent. Its gradient stays in dy's dtype.
@@ -219,22 +239,119 @@ rules.rope = {
   backward = function(s, dy) return core.rope(dy, s.angles.cos, s.angles.sin, s.positions, s.angles.interleaved, -1) end,
 }
 
--- q, k, v (tokens, heads, size); mask {starts=, causal=, window=, scale=}
+-- q, k (tokens, heads, size), v (tokens, heads, its own size); keys and values may have fewer heads, and come from other tokens than
+-- queries (key_starts). The mask holds starts, causal, window (keys seen back, itself included; 0 or nil: all), scale, and what a family adds:
+--   cap    scores become cap * tanh(scale * score / cap)
+--   bias   f32 (heads, distances), added to scaled (and capped) scores: entry `zero` (from 0) is for the query's own key, the one after it for
+--          the next key; distances beyond the table's ends take the ends' entries (ALiBi, T5's relative positions, made into a table)
+--   sinks  f32 (heads): a logit more per head, which takes its share of the softmax and has no value (gpt-oss)
+--   chunk  with causal: only keys of the same run of `chunk` tokens, counted from the sequence's start (llama 4)
+-- bias and sinks get no gradient.
 rules.attention = {
   forward = function(s, i, mask)
     local keys = mask.key_starts or mask.starts
-    local y, lse = core.attention(i[1], i[2], i[3], mask.starts, keys, mask.causal, mask.window, mask.scale, s.keep)
+    for _, name in ipairs { "bias", "sinks" } do
+      if s.keep and mask[name] and tape.tracked(mask[name]) then error(("attention: '%s' cannot be trained"):format(name), 0) end
+    end
+    local y, lse = core.attention(i[1], i[2], i[3], mask.starts, keys, mask.causal, mask.window or 0, mask.scale, s.keep, mask)
     keep(s, i[1], i[2], i[3], y, lse)
-    s.mask = mask
+    s.mask, s.bias, s.sinks = mask, mask.bias, mask.sinks
     return y
   end,
   backward = function(s, dy)
     local m = s.mask
-    return core.attention_backward(dy, s[4], s[5], s[1], s[2], s[3], m.starts, m.key_starts or m.starts, m.causal, m.window, m.scale)
+    return core.attention_backward(dy, s[4], s[5], s[1], s[2], s[3], m.starts, m.key_starts or m.starts, m.causal, m.window or 0, m.scale, m)
   end,
 }
 
--- g, u -> gate(g) * u
+-- x (rows, width), k -> values (rows, k) and their columns, i32 (rows, k): the k largest, largest first, equals in their order. Only the
+-- values take a gradient.
+rules.topk = {
+  forward = function(s, i, k)
+    local values, index = core.topk(i[1], k)
+    s.index, s.width = index, i[1]:size(-1)
+    return values, index
+  end,
+  backward = function(s, dy) return dy and core.pick_backward(dy, s.index, s.width) end,
+}
+
+-- x (rows, width), index i32 (rows, k) -> (rows, k): those columns of each row
+rules.pick = {
+  forward = function(s, i, index) s.index, s.width = index, i[1]:size(-1); return core.pick(i[1], index) end,
+  backward = function(s, dy) return core.pick_backward(dy, s.index, s.width) end,
+}
+
+-- Row sums by index: y (rows, width) with y[index[n]] = the sum of x[n], in their order and in f32.
+local function scattered(x, index, rows)
+  local sum = tensors.zeros("f32", { rows, x:size(2) })
+  core.embedding_backward(sum, x, index)
+  return x:dtype() == "f32" and sum or sum:to(x:dtype())
+end
+
+-- x (rows, width), index i32 (n), from 0 -> (n, width): those rows
+rules.gather_rows = {
+  forward = function(s, i, index) s.index, s.rows = index, i[1]:size(1); return core.embedding(i[1], index, i[1]:dtype()) end,
+  backward = function(s, dy) return scattered(dy, s.index, s.rows) end,
+}
+
+-- x (n, width), index i32 (n), rows -> (rows, width): each row the sum of what has its number, in order; zeros where nothing has
+rules.scatter_add_rows = {
+  forward = function(s, i, index, rows) s.index = index; return scattered(i[1], index, rows) end,
+  backward = function(s, dy) return core.embedding(dy, s.index, dy:dtype()) end,
+}
+
+-- Tensors of one dtype and width, one after another: ops.concat_rows { a, b, ... }, (rows, width) each.
+rules.concat_rows = {
+  forward = function(s, i)
+    local rows, at = 0, 1
+    s.rows = {}
+    for k = 1, i.n do s.rows[k] = i[k]:size(1); rows = rows + s.rows[k] end
+    local y = tensors.new(i[1]:dtype(), { rows, i[1]:size(2) })
+    for k = 1, i.n do
+      if s.rows[k] > 0 then y:narrow(1, at, s.rows[k]):copy(i[k]) end
+      at = at + s.rows[k]
+    end
+    return y
+  end,
+  backward = function(s, dy, c)
+    local parts, at = {}, 1
+    for k, n in ipairs(s.rows) do
+      if c.wants(k) then parts[k] = dy:narrow(1, at, n):clone() end
+      at = at + n
+    end
+    return unpack(parts, 1, #s.rows)
+  end,
+}
+
+-- x f32 (tokens, channels), w f32 (channels, size), bias f32 (channels) or nil -> f32: each channel's own causal convolution within each
+-- sequence of `starts`. state f32 (sequences, size - 1, channels): what came before, carried on in place, for inference.
+rules.causal_conv = {
+  forward = function(s, i, starts, state)
+    keep(s, i[1], i[2])
+    s.starts = starts
+    return core.causal_conv(i[1], i[2], i[3], starts, state)
+  end,
+  backward = function(s, dy, c) return core.causal_conv_backward(dy, s[1], s[2], s.starts, c.leaf(2), c.leaf(3)) end,
+}
+
+-- x f32 (tokens, heads * size), dt f32 (tokens, heads), b, c f32 (tokens, groups, states), a_log f32 (heads, states) or (heads, 1), bias of
+-- dt and d f32 (heads) or nil -> y f32, x's shape: the selective scan of kernels/ops.def, states zero where a sequence begins.
+-- options {starts=, low=, high= (limits of steps), state= f32 (sequences, channels, states), carried on in place, for inference}
+rules.scan = {
+  forward = function(s, i, o)
+    keep(s, i[1], i[2], i[3], i[4], i[5], i[6], i[7])
+    s.options, s.starts = o, o.starts
+    return core.scan(i[1], i[2], i[3], i[4], i[5], i[6], i[7], o.starts, o.low, o.high, o.state)
+  end,
+  backward = function(s, dy, c)
+    local o = s.options
+    local dx, ddt, db, dc = core.scan_backward(dy, s[1], s[2], s[3], s[4], s[5], s[6], s[7], s.starts, o.low, o.high, c.leaf(5), c.leaf(7))
+    if c.leaf(6) then core.sum_rows(c.leaf(6), ddt, s.starts) end
+    return dx, ddt, db, dc
+  end,
+}
+
+-- g, u -> gate(g) * u; "swiglu_oai" also clamps both and adds 1 to u (kernels/ops.def)
 rules.gate = {
   forward = function(s, i, name) keep(s, i[1], i[2]); s.name = name; return core.gate(i[1], i[2], name) end,
   backward = function(s, dy) return core.gate_backward(dy, s[1], s[2], s.name) end,
@@ -269,10 +386,12 @@ rules.dropout = {
   backward = function(s, dy) return core.dropout(dy, s.p, s.random.seed, s.random.site, s.random.counter, s.rows) end,
 }
 
--- x, w -> nll (tokens). The gradient is made on the way forward, for d(nll) = scale everywhere; dy is not read again.
+-- x, w, bias (f32, vocabulary; or nil) -> nll f32 (tokens) of logits multiplier * (x w^T + bias), capped: cap * tanh(logit / cap) if cap is
+-- given. The gradient is made on the way forward, for d(nll) = scale everywhere; dy is not read again.
 rules.head_loss = {
-  forward = function(s, i, labels, starts, scale, multiplier)
-    local nll, dx = core.head_loss(i[1], i[2], labels, starts, scale, multiplier, s.keep, s.keep and tape.gradient(i[2]) or nil)
+  forward = function(s, i, labels, starts, scale, multiplier, cap)
+    local function leaf(k) return s.keep and i[k] and tape.gradient(i[k]) or nil end
+    local nll, dx = core.head_loss(i[1], i[2], labels, starts, scale, multiplier, s.keep, leaf(2), i[3], cap, leaf(3))
     s.dx = dx
     return nll
   end,
@@ -281,8 +400,8 @@ rules.head_loss = {
 
 -- The same where the weight passed in parts: x, and a state of core.head_begin that has seen all of them. The state's tensors are freed.
 rules.head_end = {
-  forward = function(s, i, state, labels, scale, multiplier)
-    local nll, dx = core.head_end(state, i[1], labels, scale, multiplier, s.keep)
+  forward = function(s, i, state, labels, scale, multiplier, cap)
+    local nll, dx = core.head_end(state, i[1], labels, scale, multiplier, s.keep, cap)
     s.dx = dx
     return nll
   end,
@@ -310,19 +429,6 @@ rules.class_loss = {
     return nll
   end,
   backward = function(s) return s.dx end,
-}
-
--- a, b (rows, ...) -> (rows, a's width + b's)
-rules.beside = {
-  forward = function(s, i)
-    local rows, a, b = i[1]:size(1), i[1]:size(2), i[2]:size(2)
-    s.a, s.b = a, b
-    local y = tensors.new(i[1]:dtype(), { rows, a + b })
-    raw.narrow(y, 2, 1, a):copy(i[1])
-    raw.narrow(y, 2, a + 1, b):copy(i[2])
-    return y
-  end,
-  backward = function(s, dy) return raw.contiguous(raw.narrow(dy, 2, 1, s.a)), raw.contiguous(raw.narrow(dy, 2, s.a + 1, s.b)) end,
 }
 
 -- x, w, bias, projection (LSTM), and an adapter's a and b on w, of one direction of a recurrent layer: {cell, reverse, scale (the

@@ -10,6 +10,7 @@ local Tape = {}
 Tape.__index = Tape
 
 local current -- the tape that records now, or nil
+local own_starts -- borders of sequences of what is recorded now, where its rows are not the tokens, or nil
 local leaves = setmetatable({}, { __mode = "k" }) -- trained tensor -> its f32 gradient, added to
 
 -- Registers `t` as trained: gradients are added to `grad` (f32, t's shape; made of zeros if absent), which is returned.
@@ -39,17 +40,6 @@ function Tape:run(f, ...)
   return a, b, c
 end
 
--- Runs f(): what it records sums over rows in the tiles of these `starts` and not of backward()'s, where its rows are not the tokens.
-local function within(starts, f)
-  if not current then return f() end
-  local tape, outer = current, current.starts
-  tape.starts = starts
-  local ok, result = xpcall(f, traced)
-  tape.starts = outer
-  if not ok then error(result, 0) end
-  return result
-end
-
 -- Runs f without recording: its results are constants.
 local function constant(f, ...)
   local outer = current
@@ -58,6 +48,16 @@ local function constant(f, ...)
   current = outer
   if not ok then error(a, 0) end
   return a, b, c
+end
+
+-- Runs f(...), whose rows are not the tokens of the batch but some of them: `starts` says where each sequence begins among them.
+local function with_starts(starts, f, ...)
+  local outer = own_starts
+  own_starts = starts
+  local ok, a = pcall(f, ...)
+  own_starts = outer
+  if not ok then error(a, 0) end
+  return a
 end
 
 -- Applies a rule to inputs; called by onn.ops for every differentiable operation.
@@ -70,7 +70,7 @@ local function apply(rule, inputs, ...)
       if t and (tape.tracked[t] or leaves[t]) then wanted = true break end
     end
   end
-  local saved = { keep = wanted, starts = tape and tape.starts }
+  local saved = { keep = wanted, starts = wanted and own_starts or nil }
   local outputs = { rule.forward(saved, inputs, ...) }
   if wanted then
     local node = { rule = rule, inputs = inputs, outputs = outputs, saved = saved }
@@ -158,5 +158,5 @@ end
 -- Does a tape record now, and would a gradient reach `t`?
 local function tracked(t) return current ~= nil and (current.tracked[t] or leaves[t] ~= nil) or false end
 
-return { tracked = tracked, new = Tape.new, apply = apply, within = within, constant = constant, leaf = leaf, forget = forget, gradient = gradient,
+return { tracked = tracked, with_starts = with_starts, new = Tape.new, apply = apply, constant = constant, leaf = leaf, forget = forget, gradient = gradient,
   recording = function() return current end }

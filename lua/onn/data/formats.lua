@@ -114,6 +114,60 @@ function formats.example(row, opt)
   return nil, ("no known keys in this row (%s); %s, or name them with --prompt-key and --completion-key"):format(keys_of(row), EXPECTED)
 end
 
+-- class(row, classes): the number of the row's label among {[name] = number}, numbers being names of themselves; or nil, message.
+-- The row has text and label and no second text.
+function formats.class(row, classes)
+  if type(row) ~= "table" then return nil, ("a row is %s; expected an object"):format(kind_of(row)) end
+  if present(row.text_pair) then return nil, "'text_pair': pairs of texts are not classified" end
+  local text, message = text_at(row, "text")
+  if not text then return nil, message end
+  local label = row.label
+  if type(label) == "boolean" then label = tostring(label) end
+  if type(label) == "number" then label = ("%.17g"):format(label) end
+  if type(label) ~= "string" then return nil, ("'label' is %s; expected text or a number"):format(kind_of(label)) end
+  local id = classes[label]
+  if id then return id end
+  local number, count, names = tonumber(label), 0, {}
+  for name, k in pairs(classes) do count, names[k + 1] = count + 1, name end
+  if number and number >= 0 and number < count and number == math.floor(number) then return number end
+  return nil, ("label '%s' is none of the model's: %s"):format(label:sub(1, 40), table.concat(names, ", ", 1, math.min(#names, 20)))
+end
+
+-- labels(path or rows): the labels of a file's rows in the order of their names (numbers by size), or nil where its first row has none;
+-- nil, message, code.
+function formats.labels(source)
+  local seen, list = {}, {}
+  local function each(row)
+    local label = type(row) == "table" and row.label or nil
+    if type(row) ~= "table" or not present(row.label) then return nil, "there is no 'label'" end
+    if row.label == false then label = "false" end
+    if type(label) == "number" then label = ("%.17g"):format(label) end
+    label = tostring(label)
+    if not seen[label] then seen[label], list[#list + 1] = true, label end
+    return true
+  end
+  if type(source) == "table" then
+    for i, row in ipairs(source) do
+      local ok, wrong = each(row)
+      if not ok then return nil, ("row %d: %s"):format(i, wrong), "format" end
+    end
+  else
+    local kind, message, code = formats.kind(source)
+    if not kind then return nil, message, code end
+    if kind ~= "lines" and kind ~= "array" then return nil, source .. ": expected rows with text and label", "argument" end
+    local ok
+    ok, message, code = formats.rows(source, kind, each)
+    if not ok then return nil, message, code end
+  end
+  table.sort(list, function(a, b)
+    local x, y = tonumber(a), tonumber(b)
+    if x and y then return x < y end
+    if x or y then return x ~= nil end
+    return a < b
+  end)
+  return list
+end
+
 -- Files -----------------------------------------------------------------------------------------------------------------
 
 local function quoted(path) return "'" .. path:gsub("'", "'\\''") .. "'" end

@@ -122,21 +122,26 @@ def("abs", function(_, v)
   if not n then fault.raise("abs needs a number, not " .. values.type(v)) end
   return is_float and values.float(math.abs(n)) or math.abs(n)
 end)
-def("round precision method", function(_, v, precision, method)
-  local n = values.number(values.defined(v))
-  if not n then fault.raise("round needs a number, not " .. values.type(v)) end
-  local scale = 10 ^ whole_of("round", precision, 0)
+-- The nearest number of so many decimals; where two are equally near, the even one.
+local function rounded(n, precision)
+  local scale = 10 ^ precision
+  -- only what is a whole number of 2^-(precision + 1) can lie in the middle; n * scale is exact then
+  if precision >= 0 and n * 2 ^ (precision + 1) % 1 ~= 0 then return tonumber(("%." .. precision .. "f"):format(n)) end
   local x = n * scale
-  if method == "ceil" then
-    x = math.ceil(x)
-  elseif method == "floor" then
-    x = math.floor(x)
-  else
-    local low = math.floor(x)
-    local half = x - low
-    x = (half > 0.5 or (half == 0.5 and low % 2 == 1)) and low + 1 or low
-  end
-  return values.float(x / scale)
+  local low = math.floor(x)
+  local half = x - low
+  return ((half > 0.5 or (half == 0.5 and low % 2 == 1)) and low + 1 or low) / scale
+end
+
+def("round precision method", function(_, v, precision, method)
+  local n, is_float = values.number(values.defined(v))
+  if not n then fault.raise("round needs a number, not " .. values.type(v)) end
+  precision = whole_of("round", precision, 0)
+  if precision > 20 or precision < -20 then fault.raise "round's precision is beyond 20 digits" end
+  local scale = 10 ^ precision
+  if method == "ceil" or method == "floor" then return values.float(math[method](n * scale) / scale) end
+  if is_float then return values.float(rounded(n, precision)) end
+  return precision >= 0 and n or values.integer(rounded(n, precision))
 end)
 
 -- Helpers of the filters below ----------------------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ local function read_tag(source, i, closing, line, tokens)
     if c:find("%d") then
       local type, value
       type, value, i = number_token(source, i)
+      if type == "integer" and value >= 2 ^ 53 then fault.raise("a whole number is beyond 2^53", "unsupported", line) end
       add(type, value)
     elseif c:find("[%a_\128-\255]") then
       local name = source:match("^[%w_\128-\255]+", i)

@@ -114,14 +114,28 @@ def(strings, "rsplit sep maxsplit", function(machine, s, sep, maxsplit)
   return values.list(parts)
 end)
 
+-- The bytes of the line break at offset i; 0 if there is none.
+local function break_at(s, i)
+  if s:find("^\r\n", i) or s:find("^\194\133", i) then return 2 end
+  if s:find("^\226\128[\168\169]", i) then return 3 end
+  return s:find("^[\n\r\v\f\28-\30]", i) and 1 or 0
+end
+
 def(strings, "splitlines keepends", function(machine, s, keepends)
-  local parts, from = {}, 1
-  while from <= #s do
-    local a, b = s:find("\r?[\n\r\v\f\28-\30]", from)
-    parts[#parts + 1] = s:sub(from, a and (keepends and b or a - 1) or #s)
-    from = (b or #s) + 1
+  local parts, from, i = {}, 1, 1
+  local keep = keepends ~= nil and values.truth(keepends)
+  while true do
+    i = s:find("[\n\r\v\f\28-\30\194\226]", i)
+    if not i then break end
+    local width = break_at(s, i)
+    if width > 0 then
+      parts[#parts + 1] = s:sub(from, keep and i + width - 1 or i - 1)
+      from = i + width
+    end
+    i = i + math.max(width, 1)
   end
-  machine:spend(#parts)
+  if from <= #s then parts[#parts + 1] = s:sub(from) end
+  machine:spend(#parts + #s / 16)
   return values.list(parts)
 end)
 

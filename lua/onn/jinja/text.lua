@@ -98,7 +98,7 @@ function text.strip_set(s, set, left, right)
   return table.concat(list, "", first, last)
 end
 
--- Simple case pairs outside ASCII: Latin-1, Latin Extended-A, Greek, Cyrillic. Other scripts keep their letters.
+-- Simple case pairs outside ASCII: Latin, Greek, Cyrillic, Armenian, full-width letters. Other scripts keep their letters.
 local UPPER, LOWER = {}, {}
 local function pair(upper, lower)
   local u, l = text.from_code(upper), text.from_code(lower)
@@ -113,6 +113,15 @@ pair(0x178, 0xFF)
 for c = 0x391, 0x3AB do if c ~= 0x3A2 then pair(c, c + 32) end end
 for c = 0x410, 0x42F do pair(c, c + 32) end
 for c = 0x400, 0x40F do pair(c, c + 80) end
+for c = 0x388, 0x38A do pair(c, c + 37) end
+for _, range in ipairs { { 0x1CD, 0x1DB }, { 0x1DE, 0x1EE }, { 0x1F8, 0x21E }, { 0x222, 0x232 }, { 0x460, 0x480 }, { 0x48A, 0x4BE },
+  { 0x4C1, 0x4CD }, { 0x4D0, 0x52E }, { 0x1E00, 0x1E94 }, { 0x1EA0, 0x1EFE } } do
+  for c = range[1], range[2], 2 do pair(c, c + 1) end
+end
+for c = 0x531, 0x556 do pair(c, c + 48) end
+for c = 0xFF21, 0xFF3A do pair(c, c + 32) end
+pair(0x386, 0x3AC) pair(0x38C, 0x3CC) pair(0x38E, 0x3CD) pair(0x38F, 0x3CE)
+UPPER["\207\130"] = "\206\163" -- the sigma that ends words
 
 local function map_case(s, ascii, wide)
   s = ascii(s)

@@ -1,5 +1,6 @@
 -- A model that a Lua file defines with onn.nn: its stages, its net (what onn.arch says a net is), and opening the file.
 local tables = require "onn.data.tables"
+local first = require "onn.nn.first"
 local nearest = require "onn.nearest"
 local ops = require "onn.ops"
 local run = require "onn.nn.run"
@@ -59,12 +60,10 @@ function losses.square(output, y)
   return ops.mean(ops.square(ops.sub(ops.view(ops.contiguous(output), wide), y:view(wide))))
 end
 
-local net = { dtype = "f32", open_data = tables.open, custom = true }
+local net = { dtype = "f32", open_data = tables.open, custom = true, continues = false }
 definition.net = net
 
-function net.initial(_, t) return t.initial[1], t.initial[2] end
-
-function net.elements(c) return c.elements end
+function net.first_value(_, t, seed) return first.value(t.initial[1], t.initial[2], t, seed) end
 
 function net.batch(c, given)
   local b, message = tables.batch(given.x, given.y or given.labels, c)
@@ -124,7 +123,7 @@ function definition.model(fields)
     elements = elements + 32 * stage.numbers + 4 * (stage.width or 0) * #stage.modules
   end
   return { sizes = { width = width or elements, layers = #stages, positions = 2 ^ 31 - 1, outputs = loss == "classes" and width or nil,
-    input = fields.input, ids = fields.ids, loss = loss, elements = elements, names = {} }, stages = stages, net = net,
+    input = fields.input, ids = fields.ids, loss = loss, inner = math.ceil(elements / 16), names = {} }, stages = stages, net = net,
     family = { name = fields.name or "custom" } }
 end
 

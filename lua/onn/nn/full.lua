@@ -28,6 +28,7 @@ function full.parameters(model, wanted)
     if not wanted or wanted[i] then
       stage.trained = true
       for _, t in ipairs(stage.tensors) do
+        if t.role == "relative" then error(("'%s' gets no gradient: train this model with an adapter"):format(t.name), 0) end
         local layer = stage.weights[t.role]
         local owner = stage.weights[t.role:match "^(.*)_bias$" or ""]
         if type(layer) == "table" then

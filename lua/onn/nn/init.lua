@@ -216,7 +216,7 @@ local function recurrent(cell, where)
             a and a.a, a and a.b, how, starts, d == 1 and state or nil)
           if d == 1 then last = { first = h, first_cell = c } end
         end
-        return parts[2] and ops.beside(parts[1], parts[2]) or parts[1]
+        return parts[2] and ops.cat(parts[1], parts[2], 2) or parts[1]
       end)
       return ops.view(y, { n, steps, m.out }), last
     end

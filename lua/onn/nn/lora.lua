@@ -5,6 +5,7 @@ local files = require "onn.files"
 local json = require "onn.core.json"
 local nearest = require "onn.nearest"
 local regex = require "onn.core.regex"
+local saved = require "onn.nn.saved"
 local stores = require "onn.core.store"
 local system = require "onn.core.system"
 local tape = require "onn.autograd.tape"
@@ -45,9 +46,9 @@ function lora.parameters(adapter)
   return params
 end
 
--- Is layer wanted by a list of targets: last name ("q_proj") or whole path?
-local function targeted(name, targets)
-  if targets == "all-linear" then return true end
+-- Is layer wanted by a list of targets: last name ("q_proj") or whole path? Experts are only by name.
+local function targeted(name, targets, expert)
+  if targets == "all-linear" then return not expert end
   for _, target in ipairs(targets) do
     if name == target or name:sub(-#target - 1) == "." .. target then return target end
   end
@@ -89,7 +90,7 @@ function lora.create(model, opt)
   local adapter = { rank = opt.rank, alpha = opt.alpha, dropout = opt.dropout or 0, rslora = opt.rslora or false, modules = {} }
   for _, item in ipairs(model:linear_layers()) do
     local layer, index = item.layer, item.stage.index
-    if (not opt.layers or opt.layers[index]) and targeted(layer.name, targets) then
+    if not layer.saved and (not opt.layers or opt.layers[index]) and targeted(layer.name, targets, layer.expert) then
       local one = { name = layer.name, alpha = opt.alpha, scale = scale_of(opt.alpha, opt.rank, opt.rslora),
         dropout = opt.dropout or 0, index = index }
       local bound, A = 1 / math.sqrt(layer.into), tensors.new("f32", { opt.rank, layer.into })
@@ -113,18 +114,25 @@ end
 
 -- What PEFT selects layers by: last names and block numbers where the adapter covers every pair of them, else whole paths.
 local function selection(model, adapter)
-  local names, layers, paths, pairs_known = {}, {}, {}, 0
+  local names, layers, paths, pairs_known, outside = {}, {}, {}, 0, false
   for _, one in ipairs(adapter.modules) do
-    names[one.name:match "[^.]+$"], layers[one.index], paths[one.name] = true, true, true
+    names[one.name:match "[^.]+$"], paths[one.name] = true, true
+    if one.index then layers[one.index] = true else outside = true end -- of no block
   end
   for _, item in ipairs(model:linear_layers()) do
-    if names[item.layer.name:match "[^.]+$"] and layers[item.stage.index] then pairs_known = pairs_known + 1 end
+    local covered = item.stage.index and layers[item.stage.index] or not item.stage.index and (outside or item.layer.saved)
+    if names[item.layer.name:match "[^.]+$"] and covered then pairs_known = pairs_known + 1 end
   end
   if pairs_known ~= #adapter.modules then return sorted_keys(paths) end
   local every = true
   for _, stage in ipairs(model.stages) do every = every and (stage.kind ~= "block" or layers[stage.index] ~= nil) end
+  if outside and not every then return sorted_keys(paths) end
   return sorted_keys(names), not every and sorted_keys(layers) or nil
 end
+
+-- PEFT's names of what a model is trained for.
+local tasks = { decoder = "CAUSAL_LM", classes = "SEQ_CLS", tokens = "TOKEN_CLS", spans = "QUESTION_ANS" }
+local function kind_of(model) return model.sizes.top and model.sizes.top.kind or "decoder" end
 
 -- adapter_config.json's content.
 function lora.config(model, adapter)
@@ -136,15 +144,17 @@ function lora.config(model, adapter)
     if one.alpha ~= adapter.alpha then alphas[key] = one.alpha end
   end
   return {
-    peft_type = "LORA", task_type = "CAUSAL_LM", r = adapter.rank, lora_alpha = adapter.alpha, lora_dropout = adapter.dropout,
+    peft_type = "LORA", task_type = tasks[kind_of(model)] or json.null, r = adapter.rank, lora_alpha = adapter.alpha, lora_dropout = adapter.dropout,
     target_modules = json.array(targets), bias = "none", base_model_name_or_path = model.directory,
     fan_in_fan_out = false, inference_mode = true, use_rslora = adapter.rslora, use_dora = false, init_lora_weights = true,
     layers_to_transform = layers and json.array(layers) or json.null,
-    layers_pattern = layers and "layers" or json.null, modules_to_save = json.null, rank_pattern = ranks, alpha_pattern = alphas,
+    layers_pattern = layers and ((model.sizes.names or {}).block or ""):match "([%w_]+)%.%%d" or layers and "layers" or json.null,
+    modules_to_save = adapter.saved and json.array(model.sizes.saves) or json.null, rank_pattern = ranks, alpha_pattern = alphas,
   }
 end
 
--- Writes adapter_model.safetensors and adapter_config.json into `directory`. Returns true, or nil, message, code.
+-- Writes adapter_model.safetensors and adapter_config.json into `directory`, of a classifier labels.json, too: its classes' names.
+-- Returns true, or nil, message, code.
 function lora.save(model, adapter, directory)
   local ok, message, code = system.mkdir_p(directory)
   if not ok then return nil, message, code end
@@ -152,22 +162,30 @@ function lora.save(model, adapter, directory)
   for _, one in ipairs(adapter.modules) do
     values[PREFIX .. one.name .. ".lora_A.weight"], values[PREFIX .. one.name .. ".lora_B.weight"] = one.A, one.B
   end
+  for _, p in ipairs(adapter.saved or {}) do values[PREFIX .. p.name] = p.value end
   ok, message, code = stores.write(directory .. "/adapter_model.safetensors", values, { format = "pt" })
   if not ok then return nil, message, code end
+  if adapter.saved and model.sizes.labels then
+    local labels = {}
+    for id = 0, model.sizes.outputs - 1 do labels[id + 1] = model.sizes.labels[id] end
+    ok, message, code = system.write_file(directory .. "/labels.json", json.encode(json.array(labels)) .. "\n")
+    if not ok then return nil, message, code end
+  end
   return system.write_file(directory .. "/adapter_config.json", json.encode(lora.config(model, adapter), { pretty = true }) .. "\n")
 end
 
 local function present(value) return value ~= nil and value ~= json.null and value ~= false end
 
 -- What of PEFT's config changes the result beyond A, B and a scale; nil if nothing does.
-local function unsupported(config)
+local function unsupported(config, model)
   if config.peft_type ~= "LORA" then return ("peft_type '%s'"):format(tostring(config.peft_type)) end
   for _, key in ipairs { "use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias", "alora_invocation_tokens", "arrow_config",
     "kasa_config", "monteclora_config" } do
     if present(config[key]) then return key end
   end
   for _, key in ipairs { "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters" } do
-    if present(config[key]) and next(config[key]) ~= nil then return key end
+    local known = key == "modules_to_save" and model.sizes.saves
+    if present(config[key]) and next(config[key]) ~= nil and not known then return key end
   end
   if present(config.bias) and config.bias ~= "none" then return ("bias '%s'"):format(tostring(config.bias)) end
   local init = config.init_lora_weights -- these subtract from the base weights before training
@@ -228,7 +246,7 @@ function lora.load(model, directory)
   local store
   store, message, code = stores.open(directory .. "/adapter_model.safetensors")
   if not store then return nil, message, code end
-  local refused = unsupported(config)
+  local refused = unsupported(config, model)
   if refused then store:close() return nil, ("%s: %s is not supported"):format(directory, refused), "unsupported" end
   if type(config.lora_alpha) ~= "number" or type(config.r) ~= "number" then
     store:close()
@@ -273,6 +291,19 @@ function lora.load(model, directory)
         attach(model, layer, one)
         adapter.modules[#adapter.modules + 1] = one
       end
+    end
+  end
+  for _, t in ipairs(failure and {} or saved.tensors(model)) do
+    if store:info(PREFIX .. t.name) then
+      local value = assert(store:read(PREFIX .. t.name, "f32"))
+      if table.concat(value:shape(), ",") ~= table.concat(t.shape, ",") then
+        failure = ("%s: tensor '%s' has the shape (%s), expected (%s)"):format(directory, PREFIX .. t.name,
+          table.concat(value:shape(), ", "), table.concat(t.shape, ", "))
+        break
+      end
+      used[PREFIX .. t.name] = true
+      saved.value(t):copy(value)
+      value:free()
     end
   end
   if not failure then

@@ -99,8 +99,10 @@ local function check(p)
 end
 
 -- Reads both spellings of the config (rope_parameters of transformers 5, rope_theta and rope_scaling before).
+-- options: what stands where the config says nothing: theta, share (of a head that is rotated), dims (the same as a number), positions.
 -- Returns parameters, or nil and what is wrong.
-function rope.read(config, head_size)
+function rope.read(config, head_size, options)
+  options = options or {}
   local wrong = {}
   local given = config.rope_parameters or config.rope_scaling or {}
   if not values.check(config.rope_parameters and "rope_parameters" or "rope_scaling", given, values.object, wrong) then
@@ -109,11 +111,11 @@ function rope.read(config, head_size)
   local p = {}
   for k, v in pairs(given) do p[k] = v end
   p.kind = given.rope_type or given.type or "default"
-  p.theta = given.rope_theta or config.rope_theta or 10000
-  local share = given.partial_rotary_factor or config.partial_rotary_factor or 1
+  p.theta = given.rope_theta or config.rope_theta or options.theta or 10000
+  local share = given.partial_rotary_factor or config.partial_rotary_factor or options.share or 1
   if not values.check("partial_rotary_factor", share, values.share, wrong) then return nil, wrong[1] end
-  p.dims = math.floor(head_size * share)
-  p.positions = config.max_position_embeddings or 2048
+  p.dims = options.dims or math.floor(head_size * share)
+  p.positions = config.max_position_embeddings or options.positions or 2048
   p.original = given.original_max_position_embeddings or config.original_max_position_embeddings or p.positions
   if p.kind == "su" then p.kind = "longrope" end
   if not scalings[p.kind] then return nil, ("rotary scaling %s is not known"):format(values.shown(p.kind)) end
@@ -128,9 +130,9 @@ end
 
 local length_dependent = { dynamic = true, longrope = true }
 
--- A table holder: angles:upto(length) gives {cos, sin, interleaved} for at least `length` positions. A table given before stays as it
--- was while somebody holds it: sequences of other lengths may want other angles.
-function rope.new(parameters, interleaved)
+-- A table holder: angles:upto(length) gives {cos, sin, interleaved} for at least `length` positions; `backwards` turns the other way. A table
+-- given before stays as it was while somebody holds it: sequences of other lengths may want other angles.
+function rope.new(parameters, interleaved, backwards)
   local held = { capacity = 0 }
   -- A number that is the same for all lengths that are turned by the same angles.
   function held:regime_of(length)
@@ -146,6 +148,7 @@ function rope.new(parameters, interleaved)
     while capacity < length do capacity = capacity * 2 end
     if kind == "longrope" and length <= parameters.original then capacity = math.min(capacity, parameters.original) end
     local inv, scale = scalings[kind](parameters, length)
+    if backwards then for i = 1, #inv do inv[i] = -inv[i] end end
     local inv_freq = tensors.from_table(inv, "f32")
     local cos, sin = tensors.keep(core.rope_table(inv_freq, capacity, scale))
     inv_freq:free()

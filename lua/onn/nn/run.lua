@@ -32,7 +32,7 @@ function run.by_rows(x, count, f)
   if each ~= math.floor(each) then error(("onn.nn: %s is not made of the batch's %d rows"):format(x:describe(), rows), 2) end
   local starts = {}
   for r = 0, rows do starts[r + 1] = r * each end
-  return tape.within(tensors.from_table(starts, "i32"), f)
+  return tape.with_starts(tensors.from_table(starts, "i32"), f)
 end
 
 return run

@@ -42,7 +42,7 @@ function memory.loading(model)
     for _, t in ipairs(stage.tensors) do
       local stored = model.store:info(t.name) or { dtype = "F32" } -- what is made new
       local wanted = t.vector and "F32" or (model.dtype == "bf16" and "BF16" or stored.dtype)
-      if stored.dtype ~= wanted then largest = math.max(largest, taken(stored.bytes)) end
+      if stored and stored.dtype ~= wanted then largest = math.max(largest, taken(stored.bytes)) end
     end
   end
   return largest
@@ -53,7 +53,7 @@ local function sizes_of(model, opt)
   return { width = c.width, q = c.heads * c.head_size, kv = c.kv_heads * c.head_size, inner = c.inner, heads = c.heads,
     kv_heads = c.kv_heads,
     e = model.dtype == "bf16" and 2 or 4, rank = opt.full and 0 or opt.rank, dropout = not opt.full and (opt.dropout or 0) > 0,
-    fused = c.fused ~= nil, qk_norm = c.qk_norm ~= nil }
+    fused = c.qkv ~= nil, qk_norm = c.qk_norm ~= nil }
 end
 
 -- Tensors of T tokens, `widths` wide and of `each` bytes an element, as the allocator takes them.
@@ -193,7 +193,8 @@ function memory.micro_batch(model, opt, facts)
     micro.rebuilt = micro.kept
   end
   -- the positions' table; lists of tiles and the like are small
-  micro.common = 2 ^ 16 + 2 * taken(math.max(256, 2 * opt.seq_len) * c.rope.dims / 2 * 4)
+  micro.common = 2 ^ 16 + (c.rope and 2 * taken(math.max(256, 2 * opt.seq_len) * c.rope.dims / 2 * 4) or 0)
+    + (c.alibi and taken(math.max(256, 2 * opt.seq_len) * c.heads * 4) or 0)
   function micro.head(n, back)
     local x, state = hold(T, s.e, { s.width }) + hold(T, 4, { 1, 1 }), hold(T, 4, { 3 })
     if back then state = state + hold(T, 4, { s.width }) + hold(T, s.e, { s.width }) end

@@ -1,80 +1,83 @@
--- The plan of nets that the decoder's count does not know: all weights in memory, or through slots where they do not fit or --slots says
--- so. What a token's activations take is told by the net (net.elements), so a peak is an estimate here.
+-- A plan for nets other than the decoder: all weights in memory, or through as many slots as are asked for. The estimate is a rough one:
+-- what does not fit fails where it is allocated.
+local data = require "onn.data"
 local memory = require "onn.plan.memory"
+local tensors = require "onn.core.tensor"
 
 local plain = {}
 
-local SCRATCH = 2e6 -- of kernels
-
-function plain.applies(model) return model.sizes.heads == nil end
-
-local function per_token(model) return 4 * (model.net.elements and model.net.elements(model.sizes) or 4 * (model.sizes.width or 0)) end
-
-local function matrices(model)
-  local n = 0
-  for _, stage in ipairs(model.stages) do
-    for _, t in ipairs(stage.tensors) do
-      local size = 1
-      for _, d in ipairs(t.shape) do size = size * d end
-      if not t.vector and stage.kind ~= "embedding" then n = n + size end
-    end
-  end
-  return n
+local function ring_of(opt)
+  return opt.slots and not opt.full and { slots = opt.slots, chunk = opt.chunk or 1, prefetch = opt.prefetch, direct = true } or nil
 end
 
--- The ring of `slots` (nil: two), its bytes, those of a visit to all units, and of one slot.
-local function ring_of(model, opt)
-  local chunk = opt.chunk or 1
-  local layout = require("onn.ring").layout(model, chunk)
-  local slots, all = math.min(opt.slots or 2, #layout.units), 0
-  for _, bytes in ipairs(layout.bytes) do all = all + bytes end
-  return { slots = slots, chunk = chunk, prefetch = opt.prefetch, direct = true }, memory.vectors(model) + slots * layout.slot, all, layout.slot
+-- Weights of the products, which each token passes once.
+local function product_weights(model)
+  local total = 0
+  for _, item in ipairs(model:linear_layers()) do total = total + item.layer.out * item.layer.into end
+  return total
 end
 
--- See onn.plan's training.
-function plain.training(model, opt)
-  local modules, stages = {}, #model.stages
-  for _, item in ipairs(model:linear_layers()) do modules[#modules + 1] = item.layer end
-  local budget, rates = opt.budget or math.huge, opt.rates or { product = 5e11 }
-  local p = { weights = memory.weights(model), state = memory.state(model, opt, modules), tape = 0, spill_written = 0, spill_read = 0,
-    spill_space = 0, pinned = 0, bytes_per_step = 0, trained_layers = model.sizes.layers, lowest = 0, full = opt.full, dtype = model.dtype }
-  local adapter = 0
-  for _, m in ipairs(modules) do adapter = adapter + (m.out + m.into) * (opt.rank or 0) end
-  p.adapter_parameters, p.parameters = adapter, opt.full and model:parameters() or adapter
-  if not opt.full and not model.unwritten and (opt.slots or p.weights + p.state > budget) then
-    p.ring, p.weights, p.streamed, p.slot = ring_of(model, opt)
-    p.slots, p.chunk, p.bytes_per_step = p.ring.slots, p.ring.chunk, 2 * p.streamed
-  end
-  p.recompute = opt.recompute == "on" or opt.recompute == true
-  local each, rows = per_token(model) * (opt.row_tokens or opt.seq_len or 1), opt.batch
-  local micro = math.min(opt.micro_batch or rows, rows)
-  while not opt.micro_batch and micro > 1 and p.weights + p.state + each * rows > budget do micro = math.ceil(micro / 2) end
-  p.micro_batch, p.micros = micro, math.ceil(rows / micro)
-  p.kept, p.rebuilt = p.recompute and 0 or stages, p.recompute and stages or 0
-  p.working = each * (p.recompute and micro or rows) + SCRATCH
-  p.together = p.micros
-  p.peak = p.weights + p.state + p.working
-  p.minimum = p.weights + p.state + each * micro + SCRATCH
-  p.fits = p.minimum <= budget
-  p.tokens_per_step = rows * (opt.row_tokens or opt.seq_len or 1)
-  p.flops_per_token = (opt.full and 6 or 4) * matrices(model)
-  p.seconds_per_step = p.flops_per_token * p.tokens_per_step / rates.product
-  p.sweep, p.carries = { recompute = p.recompute, head_together = p.together }, { pinned = 0, expected = 0 }
+local function weight_bytes(model, ring)
+  if not ring then return memory.weights(model) end
+  local layout = require("onn.ring").layout(model, ring.chunk)
+  return memory.vectors(model) + math.min(ring.slots, #layout.units) * layout.slot, layout
+end
+
+local function finish(model, p, opt, tokens)
+  p.ring = ring_of(opt)
+  local layout
+  p.weights, layout = weight_bytes(model, p.ring)
+  p.slots, p.chunk, p.dtype = p.ring and p.ring.slots, p.ring and p.ring.chunk, model.dtype
+  p.slot, p.streamed = layout and layout.slot, 0
+  for _, bytes in ipairs(layout and layout.bytes or {}) do p.streamed = p.streamed + bytes end
+  p.working = tokens * 64 * (model.sizes.width + (model.sizes.inner or 0))
+  p.peak = p.weights + p.working + (p.state or 0)
+  p.minimum, p.fits, p.budget = p.peak, p.peak <= (opt.budget or math.huge), tensors.memory().budget
   return p
 end
 
--- See onn.plan's inference.
-function plain.inference(model, opt)
-  local budget = opt.budget or math.huge
-  local p = { cache = 0, working = SCRATCH + per_token(model) * math.max(opt.tokens or 1, opt.carried or 0) + (opt.adapter or 0), dtype = model.dtype,
-    weights = memory.weights(model), bytes_per_sweep = 0, seconds_per_sweep = 0 }
-  if not model.unwritten and (opt.slots or p.weights + p.working > budget) then
-    p.ring, p.weights, p.bytes_per_sweep, p.slot = ring_of(model, opt)
-    p.slots, p.chunk = p.ring.slots, p.ring.chunk
-    p.seconds_per_sweep = opt.rates and p.bytes_per_sweep / opt.rates.disk() or 0
+-- As plan.training.
+function plain.training(model, opt)
+  local micro = math.min(opt.micro_batch or math.max(1, math.floor(8192 / opt.seq_len)), opt.batch)
+  local micros, blocks = math.ceil(opt.batch / micro), 0
+  local modules, adapter = {}, 0
+  for _, item in ipairs(opt.full and {} or model:linear_layers()) do
+    if not opt.layers or opt.layers[item.stage.index] then modules[#modules + 1] = item.layer end
   end
-  p.peak = p.weights + p.working
-  p.minimum, p.fits = p.peak, p.peak <= budget
+  for _, layer in ipairs(modules) do adapter = adapter + (layer.out + layer.into) * opt.rank end
+  for _, stage in ipairs(model.stages) do if stage.kind == "block" then blocks = blocks + 1 end end
+  local p = { micro_batch = micro, micros = micros, recompute = opt.recompute == "on", kept = opt.recompute == "on" and 0 or blocks,
+    rebuilt = opt.recompute == "on" and blocks or 0, together = micros, tape = 0, spill_written = 0, spill_read = 0, pinned = 0,
+    state = memory.state(model, opt, modules), sweep = { head_together = micros }, carries = { pinned = 0, expected = 0 },
+    adapter_parameters = adapter, parameters = opt.full and model:parameters() or adapter, full = opt.full, trained_layers = blocks }
+  if p.recompute then p.sweep.keep_from = #model.stages end
+  local tokens = opt.batch * (opt.row_tokens or opt.seq_len)
+  finish(model, p, opt, tokens)
+  p.tokens_per_step, p.flops_per_token = tokens, (opt.full and 6 or 4) * product_weights(model)
+  p.bytes_per_step = p.streamed * 2
+  p.seconds_per_step = p.flops_per_token * tokens / (opt.rates and opt.rates.product or 5e11)
+  return p
+end
+
+-- As plan.inference.
+function plain.inference(model, opt)
+  local p = finish(model, { cache = 0, seconds_per_sweep = 0 }, opt, opt.tokens or 512)
+  p.bytes_per_sweep = p.streamed
+  return p
+end
+
+-- As plan.generation, for what an engine loads before it is asked for anything.
+function plain.generation(model, _, opt)
+  local p = plain.inference(model, opt)
+  p.tokens, p.together = 512, 512
+  return p
+end
+
+-- As plan.evaluation.
+function plain.evaluation(model, set, opt)
+  local rows = data.rows(set, { seq_len = opt.seq_len, pack = opt.pack }):info()
+  local p = plain.inference(model, setmetatable({ tokens = opt.batch * rows.longest }, { __index = opt }))
+  p.micro_batch, p.together = math.min(opt.batch, rows.rows), 1
   return p
 end
 

@@ -1,5 +1,6 @@
 -- BERT (arXiv 1810.04805): the encoder that the others are told apart from. `names` are the body's, `inside` those within a block,
--- `heads` those on top; `probe` is a tensor of the body that tells whether its names have the prefix.
+-- `heads` those on top. `body` is what the body's names begin with where there is a head; `probe`, one of its tensors, tells whether they do.
+-- `class` is the family's name in `architectures`; `fixed` are values beside which nothing can be run.
 return {
   name = "bert",
   net = "encoder",
@@ -11,7 +12,7 @@ return {
   },
   defaults = { eps = 1e-12, activation = "gelu", places = 512, types = 2, deviation = 0.02 },
   fixed = { position_embedding_type = "absolute", is_decoder = false, add_cross_attention = false },
-  prefix = "bert",
+  body = "bert",
   probe = "embeddings.word_embeddings.weight",
   names = { embed = "embeddings.word_embeddings", place = "embeddings.position_embeddings", type = "embeddings.token_type_embeddings",
     embed_norm = "embeddings.LayerNorm", block = "encoder.layer.%d" },
@@ -24,4 +25,5 @@ return {
     tokens = { out = "classifier", save = { "classifier" } },
     spans = { out = "qa_outputs", outputs = 2, save = { "qa_outputs" } },
   },
+  class = "Bert",
 }

@@ -5,6 +5,7 @@ return {
   base = "llama",
   defaults = { eps = 1e-5, positions = 4096 },
   bias = function() return {} end,
-  fused = { qkv = "self_attn.qkv_proj", gate_up = "mlp.gate_up_proj" },
-  window = function(config) return config.sliding_window end,
+  derive = function(c) c.qkv, c.gate_up = "rows", true end,
+  window = function(c) return c.window_size end,
+  names = { qkv = "self_attn.qkv_proj", gate_up = "mlp.gate_up_proj" },
 }

@@ -5,6 +5,6 @@ return {
   base = "qwen2",
   defaults = { head_size = 128 },
   bias = function(c) return { q = c.attention_bias, k = c.attention_bias, v = c.attention_bias, o = c.attention_bias } end,
-  qk_norm = "head",
+  derive = function(c) c.qk_norm = "head" end,
   names = { q_norm = "self_attn.q_norm", k_norm = "self_attn.k_norm" },
 }

@@ -1,11 +1,12 @@
 -- RoBERTa and what is built like it: places are counted from behind the padding's id, and a head of its own.
 return {
   name = "roberta",
-  model_types = { "roberta", "xlm-roberta", "camembert" },
+  model_types = { "roberta" },
   base = "bert",
   defaults = { types = 1, places = 514, padding = 1, eps = 1e-5 },
   offset = function(c) return c.padding + 1 end,
-  prefix = "roberta",
+  body = "roberta",
+  class = "Roberta",
   heads = {
     masked = { dense = "lm_head.dense", norm = "lm_head.layer_norm", decoder = "lm_head.decoder", bias = { "lm_head.bias", "lm_head.decoder.bias" },
       activation = "gelu" },

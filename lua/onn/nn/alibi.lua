@@ -1,0 +1,36 @@
+-- ALiBi (arXiv 2108.12409): biases of attention scores that fall with the distance, slope of a head x (key - query).
+local tensors = require "onn.core.tensor"
+
+local alibi = {}
+
+-- The slope of head h of `heads`, from 1: powers of 2^(-8 / n) for the largest power of two n; the heads beyond it take the odd powers
+-- of its root.
+local function slope(h, heads)
+  local n = 1
+  while n * 2 <= heads do n = n * 2 end
+  if h <= n then return 2 ^ (-8 * h / n) end
+  return 2 ^ (-4 * (2 * (h - n) - 1) / n)
+end
+
+-- A holder: upto(length) gives the table f32 (heads, distances) of onn.ops.attention and where distance 0 stands in it, for sequences of
+-- at least `length` tokens. scale: what every slope is multiplied by (1).
+function alibi.new(heads, scale)
+  local held = { span = 0 }
+  function held:upto(length)
+    if length > self.span then
+      local span = 256
+      while span < length do span = span * 2 end
+      local rows = {}
+      for h = 1, heads do
+        rows[h] = {}
+        for d = 1, span do rows[h][d] = slope(h, heads) * (scale or 1) * (d - span) end
+      end
+      self.table, self.span = tensors.keep(tensors.from_table(rows, "f32")), span
+    end
+    return self.table, self.span - 1
+  end
+  function held:free() if self.table then self.table:free() end end
+  return held
+end
+
+return alibi

@@ -1,0 +1,20 @@
+-- Buckets of relative positions (arXiv 1910.10683, section 2.1): small distances have one each, larger ones share in steps that grow
+-- with their logarithm, all from `farthest` on are one.
+local relative = {}
+
+-- The bucket, from 0, of a key that lies `distance` places after its query (before it: negative). both: half of the buckets are for keys
+-- after the query; without it such keys are in bucket 0.
+function relative.bucket(distance, buckets, farthest, both)
+  local first, n = 0, -distance
+  if both then
+    buckets = math.floor(buckets / 2)
+    if distance > 0 then first, n = buckets, distance end
+  end
+  n = math.max(n, 0)
+  local exact = math.floor(buckets / 2)
+  if n < exact then return first + n end
+  local share = math.log(n / exact) / math.log(farthest / exact)
+  return first + math.min(buckets - 1, exact + math.floor(share * (buckets - exact) + 1e-6))
+end
+
+return relative
