@@ -25,7 +25,11 @@ end
 function latent.forward(c, stage, x, carry, ctx)
   local w, tokens, size = stage.weights, x:size(1), c.nope_size + c.rope_size
   local q
-  if w.q_a then q = linear(w.q_b, norm.apply(c, stage, "q_a_norm", linear(w.q_a, x, ctx, "f32"), ctx.dtype, c.latent_eps), ctx, "f32") else q = linear(w.q, x, ctx, "f32") end
+  if w.q_a then
+    q = linear(w.q_b, norm.apply(c, stage, "q_a_norm", linear(w.q_a, x, ctx, "f32"), ctx.dtype, c.latent_eps), ctx, "f32")
+  else
+    q = linear(w.q, x, ctx, "f32")
+  end
   local q_nope, q_rope = ops.split(ops.view(q, { tokens, c.heads, size }), { c.nope_size, c.rope_size })
   local narrow, k_rope = ops.split(linear(w.kv_a, x, ctx, "f32"), { c.kv_rank, c.rope_size })
   local kv = linear(w.kv_b, norm.apply(c, stage, "kv_a_norm", ops.contiguous(narrow), ctx.dtype, c.latent_eps), ctx, "f32")
