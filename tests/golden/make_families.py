@@ -249,9 +249,11 @@ def make(tools, name, family, out):
     model = family.build().eval()
     decays = {n: b.clone() for n, b in model.named_buffers() if n.endswith(("slope_rate", "_decay"))}  # follow from the layer, never trained
     family.fill(model, tools.seeded(name, "weights"))
-    for n, b in model.named_buffers():
-        if n in decays:
-            b.copy_(decays[n])
+    for buffer, value in model.named_buffers():                         # xIELU's guard is a constant, not learned
+        if buffer.endswith("act_fn.eps"):
+            value.fill_(-1e-6)
+        if buffer in decays:
+            value.copy_(decays[buffer])
     family.save(model, folder)
     if name.endswith("_old"):
         make_old(folder / "config.json")
