@@ -88,14 +88,14 @@ describe("golden state space", function()
           local kept, along = p.value:clone(), gradients[i]
           local length = math.sqrt((core.total(along:view { 1, along:numel() }, true)))
           assert.is_true(length > 0, p.name)
-          local step, loss = 0.1 / length, {} -- which moves the loss, about 100, by 0.1 either way
+          local step, loss = 0.025 / length, {} -- which moves the loss, about 100, by 0.025 either way
           for k, side in ipairs { 1, -1 } do
             p.value:copy(core.binary(kept, core.affine(along, side * step / length, 0), "add"))
             loss[k] = sweep.gradient(model, { b }, { scale = 1 })
           end
           p.value:copy(kept)
           local slope = (loss[1] - loss[2]) / (2 * step)
-          assert.is_true(math.abs(slope - length) <= 3e-3 * length,("%s: %g along a gradient of %g"):format(p.name, slope, length))
+          assert.is_true(math.abs(slope - length) <= 5e-3 * length, ("%s: %g along a gradient of %g"):format(p.name, slope, length))
         end
         for _, p in ipairs(params) do tape.forget(p.value) end
         model:close()

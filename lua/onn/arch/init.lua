@@ -142,7 +142,8 @@ local function shape_text(shape) return "(" .. table.concat(shape, ", ") .. ")" 
 
 -- Buffers that old checkpoints carry and nothing reads.
 local function ignorable(name, described)
-  return name:find "rotary_emb%.inv_freq$" or name:find "%.attn%.bias$" or name:find "%.attn%.masked_bias$" or name:find "attention%.bias$"
+  return name:find "rotary_emb%.inv_freq$" or name:find "%.attn%.bias$" or name:find "%.attn%.masked_bias$"
+    or name:find "%.self_attn%.slope_rate$" or name:find "%.self_attn%.[kqd][a-z]+_decay$" or name:find "attention%.bias$"
     or name:find "attention%.masked_bias$"
     or (described.sizes.tied and name == described.sizes.names.head .. ".weight")
     or described.net.ignorable and described.net.ignorable(name)

@@ -40,7 +40,7 @@ for _, flag in ipairs { "attention_bias", "output_bias", "mlp_bias", "tied", "us
   "attention_gate", "interleave", "qkv_bias", "scale_embedding", "mup",
   "post_norm", "temperature_tuning", "keys_are_values", "with_experts",
   "conv_bias", "adjust", "expert_bias", "gate_norm",
-  "norm_before_gate", "negative" } do
+  "norm_before_gate", "negative", "use_gate", "use_sandwich" } do
   kinds[flag] = values.flag
 end
 
