@@ -258,6 +258,13 @@ static int l_rows_shuffle(lua_State *L) {
     return 0;
 }
 
+/* rows:streams(n): turns of n rows, each going on where the same place of the last turn ended */
+static int l_rows_streams(lua_State *L) {
+    Rows *rows = check_rows(L);
+    rows_streams(rows, check_integer(L, 2, 1, rows->rows));
+    return 0;
+}
+
 static void *put_tensor(lua_State *L, Dtype dtype, int64_t n, const char *name) {
     Tensor *t = new_values(L, dtype, 1, &n);
     lua_setfield(L, -2, name);
@@ -306,7 +313,7 @@ int bind_corpus(lua_State *L) {
         {"remove_last", l_remove_last}, {"__gc", l_corpus_free}, {NULL, NULL},
     };
     static const luaL_Reg rows[] = {
-        {"__len", l_rows_count},       {"count", l_rows_count}, {"info", l_rows_info}, {"shuffle", l_rows_shuffle},
+        {"__len", l_rows_count},       {"count", l_rows_count}, {"info", l_rows_info}, {"shuffle", l_rows_shuffle}, {"streams", l_rows_streams},
         {"batch", l_rows_batch},       {"__gc", l_rows_free},   {NULL, NULL},
     };
     static const luaL_Reg functions[] = {{"new", l_new}, {"common_prefix", l_common_prefix}, {"count", l_count}, {NULL, NULL}};

@@ -532,6 +532,7 @@ static int l_adamw(lua_State *L) {
 }
 
 int bind_images(lua_State *L);
+int bind_recurrent(lua_State *L);
 int bind_experts(lua_State *L);
 int bind_scan(lua_State *L);
 
@@ -546,6 +547,7 @@ int bind_layers(lua_State *L) {
     luaL_register(L, NULL, functions);
     lua_pushinteger(L, HEAD_CUT);
     lua_setfield(L, -2, "head_cut");
+    bind_recurrent(L);
     bind_experts(L);
     bind_scan(L);
     return bind_images(L);

@@ -181,6 +181,14 @@ void rows_in_order(Rows *rows) {
         rows->order[r] = r;
 }
 
+void rows_streams(Rows *rows, int64_t streams) {
+    int64_t turns = rows->rows / streams;
+    rows_in_order(rows);
+    for (int64_t u = 0; u < turns; u++)
+        for (int64_t k = 0; k < streams; k++)
+            rows->order[u * streams + k] = k * turns + u;
+}
+
 /* A uniform number below n: the high half of random * n, whose bias is below n / 2^64. */
 static uint64_t below(uint64_t n, uint64_t seed, uint32_t epoch, uint64_t counter) {
     uint32_t words[4];

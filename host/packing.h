@@ -48,6 +48,10 @@ Status rows_plan(Rows *rows, const Corpus *c, Packing packing, int32_t seq_len);
 void rows_shuffle(Rows *rows, uint64_t seed, uint32_t epoch);
 void rows_in_order(Rows *rows);
 
+/* rows_streams() : an order in which each `streams` rows that follow each other go on where the same place of the last ones ended: row k of
+ * turn u is the planned row k * (rows / streams) + u. Rows that make no whole turn come last. 1 <= streams <= rows. */
+void rows_streams(Rows *rows, int64_t streams);
+
 /* rows_measure() : sets tokens, sequences and longest of the batch of rows order[first .. first + count). */
 void rows_measure(const Rows *rows, int64_t first, int64_t count, Batch *b);
 

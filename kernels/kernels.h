@@ -56,6 +56,8 @@ static inline int64_t view_step(const View *v) { return v->dims > 1 ? v->stride[
 #define BINARY_OPS(X) X(add) X(sub) X(mul) X(div) X(max) X(min)
 #define REDUCE_OPS(X) X(sum) X(mean) X(max) X(argmax)
 #define GATES(X) X(silu) X(gelu) X(gelu_tanh) X(sigmoid) X(relu) X(quick_gelu) X(relu2) X(tanh) X(swiglu_oai)
+#define CELLS(X) /* name, gates, values of a token and hidden unit that the backward reads */ \
+    X(tanh, 1, 0) X(relu, 1, 0) X(lstm, 4, 4) X(gru, 3, 4)
 
 #define X(name) UNARY_##name,
 typedef enum UnaryOp { UNARY_OPS(X) UNARY_COUNT } UnaryOp;
@@ -69,6 +71,26 @@ typedef enum ReduceOp { REDUCE_OPS(X) REDUCE_COUNT } ReduceOp;
 #define X(name) GATE_##name,
 typedef enum Gate { GATES(X) GATE_COUNT } Gate;
 #undef X
+#define X(name, gates, kept) CELL_##name,
+typedef enum Cell { CELLS(X) CELL_COUNT } Cell;
+#undef X
+
+static inline int cell_gates(Cell cell) {
+    static const signed char gates[] = {
+#define X(name, gates, kept) gates,
+        CELLS(X)
+#undef X
+    };
+    return gates[cell];
+}
+static inline int cell_kept(Cell cell) {
+    static const signed char kept[] = {
+#define X(name, gates, kept) kept,
+        CELLS(X)
+#undef X
+    };
+    return kept[cell];
+}
 
 /* The low-rank part of an adapted product: scale * (x a^T) b^T, a (rank, in), b (out, rank), both in the arithmetic's dtype. */
 typedef struct Lora {
@@ -93,6 +115,17 @@ typedef struct Mask {
     int64_t bias_size, bias_zero;
 } Mask;
 
+/* One direction of a recurrent layer, in torch.nn's order of gates. Its output is as wide as its state (hidden), or with a projection
+ * as that is high. Everything but w and projection is f32; those are as they are stored. */
+typedef struct Recurrent {
+    Cell cell;
+    int reverse;                      /* from each sequence's end to its start */
+    const View *w;                    /* (gates * hidden, out) */
+    const View *bias;                 /* (gates * hidden), or NULL */
+    const View *projection;           /* (out, hidden), LSTM only, or NULL */
+    const View *starts;               /* i32 (sequences + 1) */
+    const View *first, *first_cell;   /* (sequences, out), (sequences, hidden): the state before each sequence; NULL: zero */
+} Recurrent;
 /* How a language-model head's products become logits: multiplier * (product + bias), then cap * tanh(logit / cap) if cap > 0. */
 typedef struct Logits {
     float multiplier, cap;

@@ -41,9 +41,9 @@ if model.net.data == "images" then
   os.exit(0)
 end
 opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
-local tokenizer = not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
+local tokenizer = not model.net.open_data and not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
 opt.vocab_size, opt.classes, opt.own = model.sizes.vocabulary, classifier.classes(model), model.sizes.top ~= nil
-local set = cli.check(data.open(opt.data, tokenizer, opt))
+local set = cli.check(data.open(opt.data, tokenizer, opt, model))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
 opt.budget = machine.budget
 local needs = plan.evaluation(model, set, opt, limit.rates(model))
@@ -69,12 +69,12 @@ if opt.classes then
 end
 local loss, tokens = data.loss(model, set, { batch = opt.batch, micro_batch = needs.micro_batch, together = needs.together,
   seq_len = opt.seq_len })
-local result = { loss = loss, perplexity = math.exp(loss), tokens = tokens,
+local result = { loss = loss, perplexity = not model.net.open_data and math.exp(loss) or nil, tokens = tokens,
   bits_per_byte = set.supervised_bytes and loss * tokens / math.log(2) / set.supervised_bytes or nil }
 if cli.wants_json() then
   cli.json(result)
 else
-  print(("loss           %.4f over %d tokens"):format(loss, tokens))
-  print(("perplexity     %.3f"):format(result.perplexity))
+  print(("loss           %.4f over %d %s"):format(loss, tokens, model.net.open_data and "rows" or "tokens"))
+  if result.perplexity then print(("perplexity     %.3f"):format(result.perplexity)) end
   if result.bits_per_byte then print(("bits per byte  %.4f"):format(result.bits_per_byte)) end
 end

@@ -47,22 +47,30 @@ elseif opt.train_mode then
   cli.fail("--train-mode: this model has no batch norms", 2)
 end
 local input = cli.check(store.open(opt.input))
-if not input:info "input_ids" then cli.fail(("%s: no tensor 'input_ids'"):format(opt.input)) end
-local ids = cli.check(input:read "input_ids")
-local labels = input:info "labels" and cli.check(input:read "labels")
-local checked = corpora.new()
-local fits, misfit = pcall(checked.add_tensor, checked, ids, not model.net.batch and labels or nil) -- others look at labels themselves
-if not fits then cli.fail(("%s: %s"):format(opt.input, misfit)) end
-local id, row, place = checked:beyond(model.sizes.vocabulary)
-if id then
-  cli.fail(("%s: token %d of row %d is %d; the model has ids 0 to %d"):format(opt.input, place, row, id, model.sizes.vocabulary - 1))
+local given, numeric = {}, model.net.open_data ~= nil
+for _, name in ipairs { "input_ids", "x", "y", "token_type_ids", "decoder_input_ids" } do
+  if input:info(name) then given[name] = cli.check(input:read(name)) end
 end
-local shape = ids:shape()
-if #shape ~= 2 then cli.fail(("%s: input_ids should be (rows, length)"):format(opt.input)) end
+local ids = not numeric and (given.input_ids or given.x) or nil
+if not (ids or numeric and given.x) then cli.fail(("%s: no tensor '%s'"):format(opt.input, numeric and "x" or "input_ids")) end
+local labels = input:info "labels" and cli.check(input:read "labels")
+if ids then
+  local checked = corpora.new()
+  local fits, misfit = pcall(checked.add_tensor, checked, ids, not model.net.batch and labels or nil) -- others look at labels themselves
+  if not fits then cli.fail(("%s: %s"):format(opt.input, misfit)) end
+  local id, row, place = checked:beyond(model.sizes.vocabulary)
+  if id then
+    cli.fail(("%s: token %d of row %d is %d; the model has ids 0 to %d"):format(opt.input, place, row, id, model.sizes.vocabulary - 1))
+  end
+end
+local shape = (ids or given.x):shape()
+if ids and #shape ~= 2 then cli.fail(("%s: input_ids should be (rows, length)"):format(opt.input)) end
+if numeric then shape = { shape[1], 1 } end
+local outputs_each = model.sizes.outputs or model.sizes.vocabulary or model.sizes.width
 
 -- What is written stays in memory until the end: it is no part of what the plans may use, but for the logits' first making.
 local tokens, width = shape[1] * shape[2], model.sizes.width
-local logits, hidden = tokens * model.sizes.vocabulary * 4, opt.hidden and tokens * width * 8 or 0
+local logits, hidden = tokens * outputs_each * 4, opt.hidden and tokens * width * 8 or 0
 local how = { chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, seq_len = shape[2] }
 local function planned(kind, more)
   for key, value in pairs(more) do how[key] = value end
@@ -84,17 +92,14 @@ end
 local least = math.max(needs.minimum + hidden, back and back.minimum + hidden + logits or 0)
 if not needs.fits or back and not back.fits then
   cli.fail(("forward: logits of (%d, %d, %d) take %s, and the run with them at least %s; the budget is %s: give fewer rows at a time"):format(
-    shape[1], shape[2], model.sizes.vocabulary, units.bytes(logits), units.bytes(least), units.bytes(machine.budget)))
+    shape[1], shape[2], outputs_each, units.bytes(logits), units.bytes(least), units.bytes(machine.budget)))
 end
 cli.check(model:load_by(needs.ring))
 local adapter = opt.adapter and cli.check(lora.load(model, opt.adapter))
 local outputs = {}
 local function batch_of(with_labels)
   if not model.net.batch then return batch.from_ids(ids, labels) end
-  local given = { input_ids = ids, labels = with_labels and labels or nil }
-  for _, name in ipairs { "token_type_ids", "decoder_input_ids" } do
-    if input:info(name) then given[name] = cli.check(input:read(name)) end
-  end
+  given.labels = with_labels and labels or nil
   local b, wrong = model.net.batch(model.sizes, given)
   return b or cli.fail(("%s: %s"):format(opt.input, wrong))
 end
@@ -104,9 +109,13 @@ local carry = model:forward(model:carry(batch_of(false)), { training = false, ke
 local wide = model.sizes.outputs or model.sizes.vocabulary
 if carry.logits then -- a body alone has none
   local each = carry.logits:size(1) / shape[1] -- one for a row's class, else the tokens of a row
-  outputs.logits = carry.logits:view(model.sizes.top and model.sizes.top.kind == "classes" and { shape[1], wide } or { shape[1], each, wide })
+  local classes = numeric or model.sizes.top and model.sizes.top.kind == "classes"
+  outputs.logits = classes and carry.logits or carry.logits:view { shape[1], each, wide }
 end
-if opt.hidden then outputs.hidden = carry.last_hidden:to("f32"):view { shape[1], carry.last_hidden:size(1) / shape[1], model.sizes.width } end
+if opt.hidden then
+  if not carry.last_hidden then cli.fail "forward: --hidden: this model's head has no input of each token" end
+  outputs.hidden = carry.last_hidden:to("f32"):view { shape[1], carry.last_hidden:size(1) / shape[1], model.sizes.width }
+end
 
 if opt.gradients then
   if b.supervised == 0 then cli.fail(opt.input .. ": no token has a label: there is no gradient") end
@@ -119,5 +128,5 @@ if opt.gradients then
   for _, p in ipairs(params) do outputs["grad." .. p.name] = p.gradients[1] end
 end
 cli.check(store.write(opt.output, outputs, { format = "pt" }))
-local finite = not outputs.logits or select(2, core.total(outputs.logits:view { -1 }, false)) == 0
+local finite = not outputs.logits or select(2, core.total(outputs.logits:contiguous():view { -1 }, false)) == 0
 if not finite then cli.fail("forward: the logits are not all finite") end

@@ -24,6 +24,7 @@ local opt = cli.parse {
   options = {
     { "out", type = "string", default = "model", metavar = "DIR", help = "model directory to write" },
     { "tokenizer", type = "string", metavar = "DIR", help = "take this tokenizer; without it one is trained on DATA" },
+    { "characters", help = "the trained tokenizer's tokens are single characters" },
     { "vocabulary", type = "integer", default = 4096, min = 257, max = 2 ^ 20, help = "most tokens of a trained tokenizer" },
     { "epochs", type = "integer", default = 1, min = 1, help = "passes over the data" },
     { "steps", type = "integer", min = 1, help = "updates in all; overrides --epochs" },
@@ -86,8 +87,9 @@ local reader = images and model or cli.check(Tokenizer.open(part))
 set = set or cli.check(data.open(opt.data, reader, opt))
 local held_out = opt.eval and cli.check(data.open(opt.eval, reader, opt))
 cli.check(model:load())
+opt.carried = training.carried(model, opt)
 local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = true, seed = opt.seed,
-  epoch = 0, cursor = 0 }
+  carried = opt.carried, epoch = 0, cursor = 0 }
 local per_epoch = data.updates(set, order)
 opt.total_steps, opt.sweep = opt.steps or per_epoch * opt.epochs, plans.sweep
 local session = cli.check(Session.new(model, opt))

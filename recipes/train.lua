@@ -39,6 +39,10 @@ local unfit = training.check_data(model, opt)
 if unfit then cli.fail("train: " .. unfit, 2) end
 local images = model.net.data == "images"
 if images then data = require "onn.data.images" end
+if model.unwritten and not opt.full then
+  cli.note("%s has no weights beside it: new ones are trained (--full)", opt.model)
+  opt.full = true
+end
 opt.seq_len = not images and math.min(opt.seq_len, model.sizes.positions) or nil
 local chosen, unknown = layers.parse(opt.layers, model, opt)
 if chosen == false then cli.fail(unknown, 2) end
@@ -49,11 +53,12 @@ if opt.adapter then
 end
 local resume, replaced
 if not opt.dry_run then resume, replaced = checkpoint.choose(opt) end
-local tokenizer = not images and not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
+local tokenizer = not images and not model.net.open_data and not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory))
+  or nil
 opt.vocab_size, opt.classes, opt.own = model.sizes.vocabulary, classifier.classes(model), model.sizes.top ~= nil
-local set = cli.check(data.open(opt.data, images and model or tokenizer, opt))
+local set = cli.check(data.open(opt.data, images and model or tokenizer, opt, model))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
-local held_out = opt.eval and cli.check(data.open(opt.eval, images and model or tokenizer, opt))
+local held_out = opt.eval and cli.check(data.open(opt.eval, images and model or tokenizer, opt, model))
 
 local rates = limit.rates(model, opt.scratch or opt.out)
 local plans = training.plan(model, opt, set, rates, held_out)
@@ -65,8 +70,9 @@ end
 if not plans.fits then cli.fail("train: " .. training.too_large(plans, machine.budget)) end
 cli.check(model:load { ring = plans.ring, progress = report.loading(#model.stages) })
 
+opt.carried = training.carried(model, opt)
 local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle ~= false,
-  seed = opt.seed, epoch = 0, cursor = 0 }
+  carried = opt.carried, seed = opt.seed, epoch = 0, cursor = 0 }
 local per_epoch = data.updates(set, order)
 for _, note in ipairs(images and {} or data.notes(set, order)) do cli.note("data      %s", note) end
 local total = opt.steps or per_epoch * opt.epochs

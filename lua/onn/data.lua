@@ -126,10 +126,11 @@ end
 -- open(source, tokenizer, opt): source is a path (JSONL, a JSON array, text, safetensors with input_ids) or a list of rows. The
 -- tokenizer may be nil for safetensors. opt: seq_len (512), prompt_key, completion_key, template, loss, pack, vocab_size (ids from there
 -- on are refused), own (labels are their own tokens', as a masked-language model wants them), classes ({[name] = number} of a classifier
--- of sequences: rows are {text, label}).
+-- of sequences: rows are {text, label}). model: whose data it is; one that is not made of tokens reads it itself (net.open_data).
 -- Returns a set {corpus, kind, tokens, samples, supervised, supervised_bytes, truncated, skipped}; or nil, message, code.
-function data.open(source, tokenizer, opt)
+function data.open(source, tokenizer, opt, model)
   opt = opt or {}
+  if model and model.net.open_data then return model.net.open_data(model, source, opt) end
   local settings = { seq_len = opt.seq_len or 512, pack = opt.pack, prompt_key = opt.prompt_key, completion_key = opt.completion_key,
     template = opt.template, loss = opt.loss, classes = opt.classes }
   local set = { corpus = corpora.new(opt.own or opt.classes ~= nil), path = type(source) == "string" and source or "the rows given", truncated = 0, skipped = 0,
@@ -211,21 +212,30 @@ function data.rows(set, order)
 end
 
 -- updates(set, order): updates of one epoch.
-function data.updates(set, order) return math.ceil(#data.rows(set, order) / (order.batch or 8)) end
+function data.updates(set, order)
+  local rows, size = #data.rows(set, order), order.batch or 8
+  if order.carried then return math.floor(rows / math.min(size, rows)) end
+  return math.ceil(rows / size)
+end
 
 -- batches(set, order): iterates over an epoch's updates from order.cursor (0) on. Each turn gives the update, a list of
 -- micro-batches (tensors, see onn.batch) of order.micro_batch rows, and the cursor behind it: with {epoch, cursor} kept, the
--- rest of an epoch is the same bit by bit. order: batch (8 rows), micro_batch (batch), seq_len, pack, shuffle (true), seed, epoch.
+-- rest of an epoch is the same bit by bit. order: batch (8 rows), micro_batch (batch), seq_len, pack, shuffle (true), seed, epoch; carried: the
+-- text is cut into as many streams as an update has rows, and each update goes on in all of them; what makes no whole update is left out.
 function data.batches(set, order)
   local rows, size = data.rows(set, order), order.batch or 8
   local micro, epoch = order.micro_batch or size, order.epoch or 0
   local n, cursor = #rows, order.cursor or 0
   local wanted = order.shuffle == false and "as planned" or ("%d/%d"):format(order.seed or 0, epoch)
+  if order.carried then
+    size = math.min(size, n)
+    wanted, n = "streams " .. size, n - n % size
+  end
   return function()
     local first = cursor * size + 1
     if first > n then return nil end
     if set.ordered[rows] ~= wanted then -- another loop over the same rows may be under way
-      if order.shuffle == false then rows:shuffle() else rows:shuffle(order.seed or 0, epoch) end
+      if order.carried then rows:streams(size) elseif order.shuffle == false then rows:shuffle() else rows:shuffle(order.seed or 0, epoch) end
       set.ordered[rows] = wanted
     end
     local last = math.min(n, first + size - 1)

@@ -161,8 +161,9 @@ function Engine:train(rows, options)
   if not plans.fits then error("train: " .. training.too_large(plans, opt.budget), 2) end
   load_by(self, plans)
   self.whole = self.whole or opt.full
+  opt.carried = training.carried(self.model, opt)
   local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle,
-    seed = opt.seed, epoch = 0, cursor = 0 }
+    carried = opt.carried, seed = opt.seed, epoch = 0, cursor = 0 }
   opt.total_steps, opt.sweep = opt.steps or data.updates(set, order) * opt.epochs, plans.sweep
   local temporary
   if training.needs_scratch(plans) then

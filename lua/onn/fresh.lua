@@ -2,6 +2,7 @@
 -- takes its own when it is whole.
 local arch = require "onn.arch"
 local bpe_train = require "onn.bpe_train"
+local characters = require "onn.characters"
 local core = require "onn.core.ops"
 local files = require "onn.files"
 local json = require "onn.core.json"
@@ -116,7 +117,8 @@ local function copy_tokenizer(from, directory)
   return true
 end
 
--- Puts a tokenizer into `directory`: opt.tokenizer's, or one trained on the file opt.data with at most opt.vocabulary tokens.
+-- Puts a tokenizer into `directory`: opt.tokenizer's, or one trained on the file opt.data with at most opt.vocabulary
+-- tokens (opt.characters: single characters).
 -- Sets the config's vocab_size and end token to what it has. Returns true, or nil, message, code.
 function fresh.tokenizer(directory, config, opt)
   local ok, message, code
@@ -126,9 +128,15 @@ function fresh.tokenizer(directory, config, opt)
     local texts
     texts, message, code = texts_of(opt.data)
     if not texts then return nil, message, code end
-    local trained = bpe_train.train(texts, { vocabulary = opt.vocabulary })
-    config.vocab_size = #trained.tokens
-    ok, message, code = bpe_train.write(directory, trained, config.max_position_embeddings)
+    if opt.characters then
+      local known = characters.vocabulary(texts, opt.vocabulary)
+      config.vocab_size = #known
+      ok, message, code = characters.write(directory, known)
+    else
+      local trained = bpe_train.train(texts, { vocabulary = opt.vocabulary })
+      config.vocab_size = #trained.tokens
+      ok, message, code = bpe_train.write(directory, trained, config.max_position_embeddings)
+    end
   end
   if not ok then return nil, message, code end
   local tokenizer

@@ -36,7 +36,8 @@ local function prefill(model, cache, prompts, together)
     model:forward_all(items)
     for _, item in ipairs(items) do
       if item.last then logits[item.slot] = item.carry.logits else item.carry.logits:free() end
-      item.carry.last_hidden:free()
+      local input = item.carry.last_hidden
+      if input and input ~= item.carry.hidden then input:free() end
       item.carry.ids:free()
       item.carry.positions:free()
       item.ctx.cache:free()
@@ -75,7 +76,7 @@ generator.prefill, generator.step = prefill, step
 -- Returns {prompt_tokens, new_tokens, decoded, prefill_seconds, decode_seconds, decode_bytes (read from the store), interrupted}.
 function generator.run(model, prompts, stop, options, emit)
   local now = require("onn.core.system").now
-  local cache = Cache.new(model, #prompts, 64)
+  local cache = (model.net.cache or Cache.new)(model, #prompts, 64)
   local report = { prompt_tokens = 0, new_tokens = 0, decoded = 0 }
   local began = now()
   local state, open = {}, #prompts

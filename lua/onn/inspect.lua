@@ -20,7 +20,7 @@ local function known_stages(model)
   for i, stage in ipairs(model.stages) do
     local one = { name = stage.name, kind = stage.kind, index = stage.index, tensors = {} }
     for k, t in ipairs(stage.tensors) do
-      local info = model.store:info(t.name)
+      local info = model.store:info(t.name) or { shape = t.shape, dtype = "F32", bytes = 4 * elements(t.shape) } -- what is made new
       one.tensors[k] = { name = t.name, shape = info.shape, dtype = info.dtype, bytes = info.bytes, role = t.role }
     end
     stages[i] = one

@@ -46,7 +46,9 @@ function merge.run(opt)
     end
   end
   local values, cost = {}, { squares = 0, change = 0, largest = 0 }
-  for _, one in ipairs(adapter.modules) do values[one.name .. ".weight"] = folding(one, cost) end
+  local tensor = {}
+  for _, item in ipairs(model:linear_layers()) do tensor[item.layer.name] = item.layer.tensor end
+  for _, one in ipairs(adapter.modules) do values[tensor[one.name] or one.name .. ".weight"] = folding(one, cost) end
   local ok
   ok, message, code = model_files.write(model, opt.out, values, opt.storage ~= "stored" and opt.storage or nil)
   if not ok then return nil, message, code end

@@ -10,6 +10,7 @@ local rope = require "onn.nn.rope"
 local sinusoids = require "onn.nn.sinusoids"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
+local system = require "onn.core.system"
 local trace = require "onn.trace"
 
 local Model = {}
@@ -69,6 +70,7 @@ function Model.open(path, opt)
   opt = opt or {}
   local found, message, code = files.resolve(path)
   if not found then return nil, message, code end
+  if found:find "%.lua$" then return Model.open_definition(found, opt) end
   local store
   store, message, code = stores.open(found)
   if not store then return nil, message, code end
@@ -105,9 +107,29 @@ function Model.open(path, opt)
   return follow(self, described, only or choose_dtype(opt.dtype, store))
 end
 
--- Reads a tensor of a stage in `dtype` (nil: as it is stored), or makes it: matrices normal with deviation t.fresh, biases 0.
+-- Opens a Lua file that defines a model (onn.nn), with the weights of the .safetensors file beside it that has its name, or with new
+-- ones (`unwritten`). The file is run: it is the user's own. Returns the model, or nil, message, code.
+function Model.open_definition(path, opt)
+  local definition = require "onn.nn.definition"
+  local described, message, code = definition.open(path)
+  if not described then return nil, message, code end
+  local beside, store = path:gsub("%.lua$", ".safetensors"), nil
+  local written = system.exists(beside)
+  if written then
+    store, message, code = stores.open(beside)
+    if not store then return nil, message, code end
+  end
+  local self = setmetatable({ path = path, directory = path:match "^(.*)/[^/]*$" or ".", store = store or definition.no_store,
+    unwritten = not written, resident = false, config = {}, seed = opt.seed or 0 }, Model)
+  self.missing = arch.check(described, self.store, not written)
+  return follow(self, described, described.net.dtype)
+end
+
+-- Reads a tensor of a stage in `dtype` (nil: as it is stored), or makes it: as its net begins, else matrices normal with deviation
+-- t.fresh and biases 0.
 function Model:read(t, dtype)
   if not t.made then return self.store:read(t.name, dtype) end
+  if self.net.first_value then return self.net.first_value(self.sizes, t, self.seed) end
   local value = core.zeros(dtype or "f32", t.shape)
   if #t.shape > 1 then numbers.normal(value, self.seed, t.name, 0, t.fresh) end
   return value
@@ -170,11 +192,13 @@ end
 
 function Model:parameters()
   local total = 0
-  for _, name in ipairs(self.store:names()) do
+  local function add(shape)
     local n = 1
-    for _, size in ipairs(self.store:info(name).shape) do n = n * size end
+    for _, size in ipairs(shape) do n = n * size end
     total = total + n
   end
+  for _, name in ipairs(self.store:names()) do add(self.store:info(name).shape) end
+  for _, stage in ipairs(self.unwritten and self.stages or {}) do for _, t in ipairs(stage.tensors) do add(t.shape) end end
   return total
 end
 

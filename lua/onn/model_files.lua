@@ -76,27 +76,31 @@ end
 
 -- values: {name = tensor, or a function of some of the stored rows, the first one's number (from 0) and a dtype that gives the new
 -- rows, or nil, message, code}; what is missing in it is read from the store, in `dtype` (as stored if nil). Rows pass a few at a time,
--- so a model need not fit in memory. Existing files are replaced. Returns true, or nil, message, code.
+-- so a model need not fit in memory. A model that a
+-- Lua file defines is written under its name, the file itself beside its weights. Existing files are replaced. Returns true, or nil, message, code.
 function model_files.write(model, directory, values, dtype)
+  local definition = model.net and model.net.custom and model.path:match "[^/]+$"
   local made = not system.exists(directory)
   local ok, message, code = system.mkdir_p(directory)
   if not ok then return nil, message, code end
   local writer
-  writer, message, code = stores.writer(directory .. "/model.safetensors", { format = "pt" })
+  local name = definition and definition:gsub("%.lua$", ".safetensors") or "model.safetensors"
+  writer, message, code = stores.writer(directory .. "/" .. name, { format = "pt" })
   if not writer then return nil, message, code end
   ok, message, code = write_all(model, writer, values, dtype)
   writer:abort() -- no longer has a meaning where it has ended
   if not ok and made then os.remove(directory) end
   if not ok or directory == model.directory then return ok, message, code end
+  if definition then return system.write_file(directory .. "/" .. definition, system.read_file(model.path)) end
   os.remove(directory .. "/model.safetensors.index.json") -- of an older model in shards
   local config
   config, message, code = files.read_json(model.directory .. "/config.json")
   if not config then return nil, message, code end
   if dtype then config.dtype, config.torch_dtype = config_names[dtype], config_names[dtype] end
   ok, message, code = system.write_file(directory .. "/config.json", json.encode(config, { pretty = true }) .. "\n")
-  for _, name in ipairs(copied) do
-    local text = ok and system.read_file(model.directory .. "/" .. name)
-    if text then ok, message, code = system.write_file(directory .. "/" .. name, text) end
+  for _, file in ipairs(copied) do
+    local text = ok and system.read_file(model.directory .. "/" .. file)
+    if text then ok, message, code = system.write_file(directory .. "/" .. file, text) end
   end
   return ok, message, code
 end

@@ -8,7 +8,7 @@ local arity = {
   add = 2, sub = 2, mul = 2, div = 2, affine = 1, to = 1, view = 1, transpose = 1, split = 1, sum = 1, mean = 1, softmax = 1,
   matmul = 2, embedding = 1, rms_norm = 2, layer_norm = 3, rope = 1, attention = 3, gate = 2, linear = 6, dropout = 1,
   head_loss = 3, head_end = 1, cross_entropy = 1, class_loss = 1, conv = 3, pool = 1, adaptive_pool = 1, batch_norm = 3, cat = 2,
-  causal_conv = 3, scan = 7, delta_rule = 5,
+  causal_conv = 3, scan = 7, delta_rule = 5, recurrent = 6,
 }
 
 local ops = {}

@@ -60,6 +60,7 @@ function Session.new(model, opt)
     for _, p in ipairs(whole) do self.params[#self.params + 1] = p end
     self.adapter.saved = #whole > 0 and whole or nil
   end
+  if opt.carried then self.memory = model.net.memory(model, opt.batch) end
   self.optim = optim[opt.optimizer or "adamw"]
   self.optimizer = self.optim.state()
   self.rate = schedule.new { kind = opt.schedule, warmup = opt.warmup, total = opt.total_steps or 1 }
@@ -70,7 +71,7 @@ end
 local function accumulate(self, micros, supervised, epoch)
   local opt = self.opt
   local how = { scale = 1 / math.max(supervised, 1), recompute = opt.recompute, seed = opt.seed, epoch = epoch, prefix = self.prefix,
-    carries = self.carries }
+    carries = self.carries, memory = self.memory }
   for k, v in pairs(opt.sweep or {}) do how[k] = v end
   local ok, total, known = pcall(sweep.gradient, self.model, micros, how)
   if ok then return total, known end
@@ -92,6 +93,10 @@ end
 function Session:update(micros, epoch)
   local opt, supervised, tokens = self.opt, 0, 0
   for _, b in ipairs(micros) do supervised, tokens = supervised + b.supervised, tokens + b.tokens end
+  if self.memory and self.text ~= epoch then -- it begins anew
+    self.memory:reset()
+    self.text = epoch
+  end
   local total, known = accumulate(self, micros, supervised, epoch)
   local was, now = self:passed()
   local began = trace.now()
@@ -100,6 +105,9 @@ function Session:update(micros, epoch)
   local norm, bad = optim.norm(self.params)
   local loss, lr = total / math.max(supervised, 1), opt.lr * self.rate.at(self.step)
   local skipped = bad > 0 or loss ~= loss or math.abs(loss) == math.huge
+  if self.memory then
+    if skipped then self.memory:reset() else self.memory:commit() end
+  end
   if skipped then
     self.skipped, self.skipped_in_row = self.skipped + 1, self.skipped_in_row + 1
   else
@@ -141,7 +149,7 @@ function Session:ahead(iterate, tokens, ram)
   end
 end
 
--- What a checkpoint keeps: the parameters, and running statistics that training moves.
+-- What is trained: the parameters, and running statistics that training moves.
 local function kept(self)
   local list = {}
   for _, p in ipairs(self.params) do list[#list + 1] = p end
@@ -178,11 +186,18 @@ function Session:save(directory)
   return model_files.write(self.model, directory, values, "f32")
 end
 
+-- What a checkpoint holds the values of: these, and the state that is carried on.
+local function held(self)
+  local list = kept(self)
+  for _, one in ipairs(self.memory and self.memory:saved() or {}) do list[#list + 1] = one end
+  return list
+end
+
 -- `state` is whatever the loop needs to go on (epoch, cursor, ...). keep: how many of this run's checkpoints stay; those of
 -- self.replaces, a list of steps, go. Returns the checkpoint's path, or nil, message, code.
 function Session:checkpoint(out, state, keep)
   state.step, state.skipped, state.skipped_in_row = self.step, self.skipped, self.skipped_in_row
-  local path, message, code = checkpoint.save(out, self.step, function(directory) return self:save(directory) end, kept(self),
+  local path, message, code = checkpoint.save(out, self.step, function(directory) return self:save(directory) end, held(self),
     self.optimizer, state)
   if path and keep then
     checkpoint.prune(out, keep, self.step, self.replaces)
@@ -193,15 +208,17 @@ end
 
 -- Takes up a checkpoint; returns its state, or nil, message, code.
 function Session:resume(path)
-  local state, message, code = checkpoint.restore(path, kept(self), self.optimizer)
+  local state, message, code = checkpoint.restore(path, held(self), self.optimizer)
   if not state then return nil, message, code end
   self.step, self.skipped, self.skipped_in_row = state.step, state.skipped or 0, state.skipped_in_row or 0
+  self.text = state.epoch
   return state
 end
 
 -- Frees everything the session holds, the adapter included unless `keep` is true: then it stays on the model.
 function Session:close(keep)
   self.carries:clear()
+  if self.memory then self.memory:free() end
   for _, p in ipairs(self.params) do tape.forget(p.shadow or p.value) end
   if self.adapter and not keep then lora.remove(self.model, self.adapter) end
   for _, p in ipairs(self.params) do

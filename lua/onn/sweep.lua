@@ -31,9 +31,14 @@ local function new_run(model, micros, opt)
     carries = opt.carries or Carries.new { quota = math.huge }, together = opt.head_together or #micros,
     back = opt.training and lowest <= last }, Run)
   self.keep_from = opt.keep_from or (opt.recompute and last or lowest)
+  local sequences = 0
   for m, batch in ipairs(micros) do
     local ctx = { dtype = model.dtype, training = opt.training, seed = opt.seed, epoch = opt.epoch, labels = batch.labels,
       rows = batch.rows, loss_scale = opt.scale }
+    if opt.memory then
+      local count = batch.starts:size(1) - 1
+      ctx.memory, sequences = opt.memory:part(sequences, count), sequences + count
+    end
     self.items[m] = { batch = batch, ctx = ctx, base = model:carry(batch), number = m, tapes = {}, ins = {}, outs = {}, first = 1 }
   end
   return self
@@ -247,7 +252,7 @@ end
 -- Adds gradients of scale * sum(nll) to the trained tensors' buffers.
 -- micros: list of {ids, positions, starts, labels, rows, longest}; opt: {scale, seed, epoch, total; keep_from (first stage whose tape
 -- is kept; default: the lowest trained, or with `recompute` the last), carries (an onn.carries), prefix (an onn.prefix),
--- head_together (micro-batches that the head takes at once)}.
+-- head_together (micro-batches that the head takes at once), memory (what a net carries on from update to update, net.memory)}.
 -- Returns total + the sum of nll in token order (double), and the tokens whose frozen prefix was known.
 function sweep.gradient(model, micros, opt)
   opt.training = true

@@ -2,7 +2,8 @@
 -- A family is one file in arch/families; it may build on another (base). Its `net` names the module onn.arch.NET that runs it
 -- (default: decoder). A net has
 --   describe(config, family, store) -> sizes and switches, or nil and a list of what is wrong; store: the tensors, or nil for a new model
---   stages(sizes)            -> {name, kind, index, layers = {{role, name, out, into}}, tensors = {{name, shape, role, vector}}, shares}
+--   stages(sizes)            -> {name, kind, index, layers = {{role, name, out, into, tensor}}, tensors = {{name, shape, role, vector}}, shares}
+--                               (a layer's tensor: its weight's name, default: name .. ".weight")
 --   start(model, batch)      -> the first carry
 --   forward(sizes, stage, carry, ctx) -> the next carry; the last stage gives carry.nll where ctx.labels are, else carry.logits
 --   continues, trains_on     -> optional: false where it does not continue a text; why the recipes have no rows to train it on
@@ -13,6 +14,9 @@
 --   data, dtype              -> what its batches hold ("images"; default: tokens), the only dtype of its arithmetic if there is but one
 --   train_mode, state        -> of a net whose stages behave otherwise in training, and keep more than parameters (tensors with `state`)
 --   cache(model, slots, capacity) -> optional: what generation carries, with onn.cache's interface; ctx.cache is it or one of its parts
+--   memory(model, sequences) -> optional: what training on a stream carries from one update to the next (onn.recurrent_state)
+--   dtype                    -> optional: the arithmetic's only one
+--   open_data(model, source, opt) -> optional: the set (onn.data) of a source that is not made of tokens
 --   first_value(sizes, tensor, seed) -> optional: a tensor's first value in training from nothing, or nil: the usual one
 -- A tensor that is `fresh` may be made anew (onn.model).
 -- What a net takes follows from dry runs of forward, where ctx.dry is true: tensors have shapes and no values. Where shapes depend on values
@@ -90,7 +94,9 @@ local MOST_EXPERTS = 2 ^ 18 -- of all layers: each is several tensors to look fo
 -- Do the numbers of a mixture of experts fit each other?
 local function check_experts(sizes, wrong)
   local m = sizes.moe
-  if type(m) ~= "table" or type(m.experts) ~= "number" then return end
+  local used = false
+  for _, part in ipairs { sizes.feeds or {}, sizes.mixers or {} } do for _, name in pairs(part) do used = used or name == "moe" end end
+  if type(m) ~= "table" or type(m.experts) ~= "number" or not used then return end
   local function say(...) wrong[#wrong + 1] = "config.json: " .. (...):format(select(2, ...)) end
   if m.experts * (sizes.layers or 1) > MOST_EXPERTS then
     say("%d experts in each of %d layers are more than the %d that are looked for", m.experts, sizes.layers, MOST_EXPERTS)
@@ -136,7 +142,8 @@ local function shape_text(shape) return "(" .. table.concat(shape, ", ") .. ")" 
 
 -- Buffers that old checkpoints carry and nothing reads.
 local function ignorable(name, described)
-  return name:find "rotary_emb%.inv_freq$" or name:find "%.attn%.bias$" or name:find "%.attn%.masked_bias$" or name:find "attention%.bias$"
+  return name:find "rotary_emb%.inv_freq$" or name:find "%.attn%.bias$" or name:find "%.attn%.masked_bias$"
+    or name:find "%.self_attn%.slope_rate$" or name:find "%.self_attn%.[kqd][a-z]+_decay$" or name:find "attention%.bias$"
     or name:find "attention%.masked_bias$"
     or (described.sizes.tied and name == described.sizes.names.head .. ".weight")
     or described.net.ignorable and described.net.ignorable(name)

@@ -36,6 +36,15 @@ local function keep(s, ...)
   if s.keep then for k = 1, select("#", ...) do s[k] = (select(k, ...)) end end
 end
 
+-- Where the gradient of parameter k, the tensor t, is added to: its leaf; of one that an operation made (1 + w, say) zeros, which are also
+-- the second result, for the rule to give back.
+local function parameter(c, k, t)
+  local leaf = c.leaf(k)
+  if leaf or not t or not c.wants(k) then return leaf end
+  local own = tensors.zeros("f32", t:shape())
+  return own, own
+end
+
 -- Slopes of these are functions of the value; those of the others, of the input alone, keep no value.
 local by_value = { exp = true, sqrt = true, tanh = true, sigmoid = true }
 
@@ -222,7 +231,10 @@ rules.rms_norm = {
     keep(s, i[1], i[2], rstd)
     return y
   end,
-  backward = function(s, dy, c) return core.rms_norm_backward(dy, s[1], s[2], s[3], c.leaf(2), row_starts(s[1], c.starts)) end,
+  backward = function(s, dy, c)
+    local dw, own = parameter(c, 2, s[2])
+    return core.rms_norm_backward(dy, s[1], s[2], s[3], dw, row_starts(s[1], c.starts)), own
+  end,
 }
 
 -- x, w, b as rms_norm's w, each may be nil; y in dtype (nil: x's)
@@ -233,7 +245,8 @@ rules.layer_norm = {
     return y
   end,
   backward = function(s, dy, c)
-    return core.layer_norm_backward(dy, s[1], s[2], s[3], c.leaf(2), c.leaf(3), row_starts(s[1], c.starts))
+    local dw, own = parameter(c, 2, s[2])
+    return core.layer_norm_backward(dy, s[1], s[2], s[3], dw, c.leaf(3), row_starts(s[1], c.starts)), own
   end,
 }
 
@@ -338,7 +351,10 @@ rules.causal_conv = {
     s.starts = starts
     return core.causal_conv(i[1], i[2], i[3], starts, state)
   end,
-  backward = function(s, dy, c) return core.causal_conv_backward(dy, s[1], s[2], s.starts, c.leaf(2), c.leaf(3)) end,
+  backward = function(s, dy, c)
+    local dw, own = parameter(c, 2, s[2])
+    return core.causal_conv_backward(dy, s[1], s[2], s.starts, dw, c.leaf(3)), own
+  end,
 }
 
 -- x f32 (tokens, heads * size), dt f32 (tokens, heads), b, c f32 (tokens, groups, states), a_log f32 (heads, states) or (heads, 1), bias of
@@ -448,6 +464,44 @@ rules.class_loss = {
     return nll
   end,
   backward = function(s) return s.dx end,
+}
+
+-- x, w, bias, projection (LSTM), and an adapter's a and b on w, of one direction of a recurrent layer: {cell, reverse, scale (the
+-- adapter's)}; starts; state: {first, first_cell} or nil. Gives y, and the state after each sequence, last and last_cell, through which
+-- no gradient goes.
+rules.recurrent = {
+  forward = function(s, i, layer, starts, state)
+    local w, a, b = i[2], i[5], i[6]
+    if a then -- W + scale B A once: the steps are many
+      local change = core.affine(core.matmul(b, a), layer.scale, 0)
+      w = core.binary(w:to "f32", change, "add", change)
+    end
+    local first, first_cell = state and state.first, state and state.first_cell
+    local y, last, last_cell, kept, cells = core.recurrent(i[1], w, i[3], i[4], starts, first, first_cell, layer.cell, layer.reverse, s.keep)
+    if s.keep then
+      s.layer, s.w, s.bias, s.projection, s.a, s.b, s.borders, s.first, s.first_cell = layer, w, i[3], i[4], a, b, starts, first, first_cell
+      s.y, s.kept, s.cells = raw.view(y, y:shape()), kept, cells -- y itself goes when the next stage is done with it
+    end
+    return y, last, last_cell
+  end,
+  backward = function(s, dy, c)
+    local layer, weights = s.layer, (c.leaf(2) or c.leaf(3) or c.leaf(4) or s.a) ~= nil
+    local dx, dstate, previous, projected, dout = core.recurrent_backward(dy, s.w, s.bias, s.projection, s.borders, s.first, s.first_cell,
+      layer.cell, layer.reverse, s.y, s.kept, s.cells, weights)
+    if c.leaf(2) or c.leaf(3) then core.linear_backward_weight(c.leaf(2), c.leaf(3), dstate, previous, c.starts) end
+    if c.leaf(4) then core.linear_backward_weight(c.leaf(4), nil, dout, projected, c.starts) end
+    if s.a then
+      local _, dh = core.linear_backward(dstate, s.w, s.a, s.b, layer.scale, nil, false, true)
+      core.lora_backward(c.leaf(5), c.leaf(6), dh, dstate, (core.linear(previous, s.a)), previous, s.b, layer.scale, c.starts)
+    end
+    return dx
+  end,
+}
+
+-- nll (rows) as a loss whose gradient is `scale` everywhere, however it came about.
+rules.loss = {
+  forward = function(s, i, scale) s.shape, s.scale = i[1]:shape(), scale; return raw.clone(i[1]) end,
+  backward = function(s) return tensors.new("f32", s.shape):fill(s.scale) end,
 }
 
 -- x, w, bias

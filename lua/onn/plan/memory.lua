@@ -17,7 +17,7 @@ end
 -- Bytes that a weight, a tensor of one of the model's stages, takes on the device in the model's arithmetic.
 function memory.weight(model, t)
   local n = elements(t.shape)
-  local each = t.vector and 4 or (model.dtype == "bf16" and 2 or model.store:info(t.name).bytes / n)
+  local each = t.vector and 4 or (model.dtype == "bf16" and 2 or t.made and 4 or model.store:info(t.name).bytes / n)
   return taken(n * each)
 end
 
@@ -35,7 +35,7 @@ function memory.loading(model)
   local largest = 0
   for _, stage in ipairs(model.stages) do
     for _, t in ipairs(stage.tensors) do
-      local stored = model.store:info(t.name)
+      local stored = model.store:info(t.name) or { dtype = "F32" } -- what is made new
       local wanted = t.vector and "F32" or (model.dtype == "bf16" and "BF16" or stored.dtype)
       if stored and stored.dtype ~= wanted then largest = math.max(largest, taken(stored.bytes)) end
     end
