@@ -180,6 +180,7 @@ describe("training a convolutional net", function()
     assert.is_true(far(adapted, merged) < 1e-4 * far(base, adapted) + 1e-5)
     local config = json.decode(support.read(folder .. "/merge1/adapter_config.json"))
     assert.equal(21, #config.target_modules) -- every convolution and the last layer
+    assert.equal(json.null, config.task_type)
   end)
 
   it("wants a rank that a convolution's groups divide", function()

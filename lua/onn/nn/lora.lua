@@ -145,7 +145,7 @@ end
 
 -- PEFT's names of what a model is trained for.
 local tasks = { decoder = "CAUSAL_LM", classes = "SEQ_CLS", tokens = "TOKEN_CLS", spans = "QUESTION_ANS" }
-local function kind_of(model) return model.sizes.top and model.sizes.top.kind or "decoder" end
+local function kind_of(model) return model.net.data or model.sizes.top and model.sizes.top.kind or "decoder" end
 
 -- adapter_config.json's content.
 function lora.config(model, adapter)
