@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "file.h"
+#include "jpeg_tables.h"
 
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
@@ -32,11 +33,12 @@ static Status picture_open(const char *path, Picture *p) {
     Status status = file_read(path, LIMIT, &p->bytes, &p->length);
     if (status != OK)
         return status;
-    if (stbi_info_from_memory((const stbi_uc *)p->bytes, (int)p->length, &p->width, &p->height, &channels) && p->width > 0 && p->height > 0 &&
-        (int64_t)p->width * p->height <= PIXELS)
+    const stbi_uc *data = (const stbi_uc *)p->bytes;
+    if (jpeg_tables_fit(data, p->length) && stbi_info_from_memory(data, (int)p->length, &p->width, &p->height, &channels) && p->width > 0 &&
+        p->height > 0 && (int64_t)p->width * p->height <= PIXELS)
         return OK;
     free(p->bytes);
-    return fail(ERR_FORMAT, "%s: this is no PNG or JPEG of at most %d pixels", path, PIXELS);
+    return fail(ERR_FORMAT, "%s: this is no sound PNG or JPEG of at most %d pixels", path, PIXELS);
 }
 
 Status picture_size(const char *path, int64_t *height, int64_t *width) {
