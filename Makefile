@@ -15,7 +15,7 @@ endif
 
 # --- packages (Debian 12) ---------------------------------------------------------------------------------------------
 PACKAGES := gcc libc6-dev pkg-config libluajit-5.1-dev libcjson-dev libpcre2-dev libutf8proc-dev libedit-dev libdnnl-dev \
-            libxxhash-dev lua-argparse lua-filesystem lua-posix
+            libxxhash-dev libstb-dev lua-argparse lua-filesystem lua-posix
 TEST_PACKAGES := lua-busted lua-check cppcheck
 FUZZ_PACKAGES := clang libclang-rt-14-dev
 

@@ -34,5 +34,6 @@ int bind_ops(lua_State *L);
 int bind_tokenizer(lua_State *L);
 int bind_corpus(lua_State *L);
 int bind_regex(lua_State *L);
+int bind_picture(lua_State *L);
 
 #endif

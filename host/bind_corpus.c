@@ -88,7 +88,7 @@ static int l_add_tensor(lua_State *L) {
     Corpus *c = check_corpus(L);
     int has_labels = !lua_isnoneornil(L, 3);
     lua_settop(L, 3);
-    Tensor *t[2] = {check_tensor(L, 2), has_labels ? check_tensor(L, 3) : NULL};
+    Tensor *t[2] = {check_values(L, 2), has_labels ? check_values(L, 3) : NULL};
     for (int i = 0; i < 1 + has_labels; i++)
         if ((t[i]->view.dtype != I32 && t[i]->view.dtype != I64) || t[i]->view.dims != 2 || !tensor_contiguous(t[i]))
             luaL_argerror(L, 2 + i, "expected a contiguous (rows, length) tensor of i32 or i64");
@@ -266,7 +266,7 @@ static int l_rows_streams(lua_State *L) {
 }
 
 static void *put_tensor(lua_State *L, Dtype dtype, int64_t n, const char *name) {
-    Tensor *t = new_tensor(L, dtype, 1, &n);
+    Tensor *t = new_values(L, dtype, 1, &n);
     lua_setfield(L, -2, name);
     return t->view.data;
 }

@@ -56,7 +56,7 @@ static int l_pick_backward(lua_State *L) {
 /* group(index, count) -> order, starts: positions of the index's elements (from 0), all that are 0 first, then all that are 1 and so
  * on, each group in its order; group g lies at starts[g]..starts[g + 1] of it. order i32 (elements), starts i32 (count + 1). */
 static int l_group(lua_State *L) {
-    Tensor *raw = check_tensor(L, 1);
+    Tensor *raw = check_values(L, 1);
     int64_t n = view_count(&raw->view), count = check_integer(L, 2, 1, 1 << 24), bounds = count + 1;
     Tensor *index = check_index(L, 1, n, count, NO_INDEX);
     if (n > INT32_MAX)

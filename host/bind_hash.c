@@ -20,7 +20,7 @@ static int l_text(lua_State *L) {
 
 /* data(tensor) -> hash of its bytes; it lies contiguously */
 static int l_data(lua_State *L) {
-    Tensor *t = check_tensor(L, 1);
+    Tensor *t = check_values(L, 1);
     if (!tensor_contiguous(t))
         return luaL_argerror(L, 1, "a contiguous tensor is expected");
     push_hash(L, XXH3_128bits(t->view.data, tensor_bytes(t)));
@@ -28,7 +28,7 @@ static int l_data(lua_State *L) {
 }
 
 static Tensor *check_row(lua_State *L, int arg) {
-    Tensor *t = check_tensor(L, arg);
+    Tensor *t = check_values(L, arg);
     if (t->view.dtype != I32 || t->view.dims != 1 || !tensor_contiguous(t))
         luaL_argerror(L, arg, "an i32 tensor of one dimension is expected");
     return t;

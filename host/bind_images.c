@@ -35,6 +35,9 @@ static Conv read_conv(lua_State *L, int arg) {
     read_sizes(L, arg, "padding", 4, c.padding, 0, 0);
     read_sizes(L, arg, "dilation", 2, c.dilation, 1, 1);
     read_sizes(L, arg, "groups", 1, &c.groups, 1, 1);
+    lua_getfield(L, arg, "by_image");
+    c.by_image = lua_toboolean(L, -1);
+    lua_pop(L, 1);
     return c;
 }
 
@@ -141,11 +144,74 @@ static int l_pool_backward(lua_State *L) {
     return 1;
 }
 
+/* adaptive_pool(x, rows, columns) -> averages (n, c, rows, columns) */
+static int l_adaptive_pool(lua_State *L) {
+    Tensor *x = check_image(L, 1);
+    int64_t shape[4] = {x->view.shape[0], x->view.shape[1], check_integer(L, 2, 1, 1 << 20), check_integer(L, 3, 1, 1 << 20)};
+    if (!x->view.shape[2] || !x->view.shape[3])
+        return luaL_argerror(L, 1, "an image without pixels has no average");
+    Tensor *y = new_tensor(L, F32, 4, shape);
+    RUN(L, backend()->adaptive_pool(&y->view, &x->view));
+    return 1;
+}
+
+/* adaptive_pool_backward(dy, h, w) -> dx (n, c, h, w) */
+static int l_adaptive_pool_backward(lua_State *L) {
+    Tensor *dy = check_image(L, 1);
+    int64_t shape[4] = {dy->view.shape[0], dy->view.shape[1], check_integer(L, 2, 1, 1 << 20), check_integer(L, 3, 1, 1 << 20)};
+    Tensor *dx = new_tensor(L, F32, 4, shape);
+    RUN(L, backend()->adaptive_pool_backward(&dx->view, &dy->view));
+    return 1;
+}
+
+/* Contiguous f32 with channels in its second dimension. */
+static Tensor *check_channels(lua_State *L, int arg) {
+    Tensor *t = check_tensor(L, arg);
+    if (t->view.dims < 2 || t->view.dtype != F32 || !tensor_contiguous(t))
+        luaL_argerror(L, arg, "expected a contiguous f32 (n, c, ...)");
+    return t;
+}
+
+/* batch_norm(x, w, b, mean, variance, {eps, momentum, batch, update}) -> y, stats; mean and variance change with `update` */
+static int l_batch_norm(lua_State *L) {
+    Tensor *x = check_channels(L, 1);
+    int64_t channels = x->view.shape[1], shape[2] = {channels, 2};
+    Tensor *w = check_vector(L, 2, F32, channels), *b = check_vector(L, 3, F32, channels);
+    Tensor *mean = check_vector(L, 4, F32, channels), *variance = check_vector(L, 5, F32, channels);
+    BatchNorm norm;
+    luaL_checktype(L, 6, LUA_TTABLE);
+    lua_getfield(L, 6, "eps"), lua_getfield(L, 6, "momentum"), lua_getfield(L, 6, "batch"), lua_getfield(L, 6, "update");
+    norm.eps = (float)luaL_checknumber(L, -4), norm.momentum = (float)luaL_optnumber(L, -3, 0.1);
+    norm.batch = lua_toboolean(L, -2), norm.update = norm.batch && lua_toboolean(L, -1);
+    lua_pop(L, 4);
+    if (norm.batch && !view_count(&x->view))
+        return luaL_argerror(L, 1, "an empty batch has no statistics");
+    Tensor *y = new_like(L, x, F32), *stats = new_tensor(L, F32, 2, shape);
+    RUN(L, backend()->batch_norm(&y->view, &stats->view, &mean->view, &variance->view, &x->view, &w->view, &b->view, &norm));
+    return 2;
+}
+
+/* batch_norm_backward(dy, x, w, stats, batch, want_dx, dw, db) -> dx or nil; dw, db are added to, and may be nil */
+static int l_batch_norm_backward(lua_State *L) {
+    Tensor *dy = check_channels(L, 1), *x = check_channels(L, 2);
+    same_shape(L, 1, dy, x);
+    int64_t channels = x->view.shape[1];
+    Tensor *w = check_vector(L, 3, F32, channels), *stats = check_vector(L, 4, F32, channels * 2);
+    int batch = lua_toboolean(L, 5), want = lua_toboolean(L, 6);
+    Tensor *dw = optional_vector(L, 7, F32, channels), *db = optional_vector(L, 8, F32, channels);
+    Tensor *dx = want ? new_like(L, x, F32) : NULL;
+    RUN(L, backend()->batch_norm_backward(dx ? &dx->view : NULL, dw ? &dw->view : NULL, db ? &db->view : NULL, &dy->view, &x->view,
+                                          &w->view, &stats->view, batch));
+    return want ? 1 : 0;
+}
+
 int bind_images(lua_State *L);
 
 int bind_images(lua_State *L) {
     static const luaL_Reg functions[] = {
-        {"conv", l_conv}, {"conv_backward", l_conv_backward}, {"pool", l_pool}, {"pool_backward", l_pool_backward}, {NULL, NULL}};
+        {"conv", l_conv}, {"conv_backward", l_conv_backward}, {"pool", l_pool}, {"pool_backward", l_pool_backward},
+        {"adaptive_pool", l_adaptive_pool}, {"adaptive_pool_backward", l_adaptive_pool_backward}, {"batch_norm", l_batch_norm},
+        {"batch_norm_backward", l_batch_norm_backward}, {NULL, NULL}};
     luaL_register(L, NULL, functions);
     return 1;
 }

@@ -1,4 +1,5 @@
-/* onn.core.ops, for state-space models: the short causal convolution and the selective scan, f32, over packed sequences. */
+/* onn.core.ops, for mixers with states: the short causal convolution, the selective scan and the gated delta rule, f32, over packed
+ * sequences. */
 #include <math.h>
 #include <string.h>
 
@@ -117,11 +118,59 @@ static int l_scan_backward(lua_State *L) {
     return 4;
 }
 
+/* What both directions of the delta rule take: q, k, v, decay, beta, starts from `arg` on. */
+typedef struct Deltas {
+    Tensor *q, *k, *v, *decay, *beta, *starts;
+} Deltas;
+
+static Deltas check_deltas(lua_State *L, int arg) {
+    Deltas d = {.v = f32_rows(L, arg + 2, -1, -1)};
+    int64_t rows = d.v->view.shape[0], heads;
+    d.beta = f32_rows(L, arg + 4, rows, -1);
+    heads = d.beta->view.shape[1];
+    if (!heads || d.v->view.shape[1] % heads)
+        luaL_argerror(L, arg + 4, "its heads do not divide the channels");
+    d.q = check_groups(L, arg, rows);
+    d.k = check_groups(L, arg + 1, rows);
+    if (d.q->view.shape[1] != d.k->view.shape[1] || d.q->view.shape[2] != d.k->view.shape[2] || heads % d.q->view.shape[1])
+        luaL_argerror(L, arg + 1, "q and k have one shape, with groups that divide the heads");
+    d.decay = check_groups(L, arg + 3, rows);
+    if (d.decay->view.shape[1] != heads || (d.decay->view.shape[2] != 1 && d.decay->view.shape[2] != d.q->view.shape[2]) ||
+        !tensor_contiguous(d.decay))
+        luaL_argerror(L, arg + 3, "expected contiguous (tokens, heads, 1) or (tokens, heads, states)");
+    d.starts = check_starts(L, arg + 5, rows);
+    return d;
+}
+
+/* delta_rule(q, k, v, decay, beta, starts, state) -> y; state (sequences, channels, states), which is carried on in place, may be nil. Shapes
+ * and formula: see kernels/ops.def. */
+static int l_delta_rule(lua_State *L) {
+    lua_settop(L, 7);
+    Deltas d = check_deltas(L, 1);
+    Tensor *state = optional_vector(L, 7, F32, sequences_of(d.starts) * d.v->view.shape[1] * d.q->view.shape[2]), *y = new_like(L, d.v, F32);
+    RUN(L, backend()->delta_rule(&y->view, state ? &state->view : NULL, &d.q->view, &d.k->view, &d.v->view, &d.decay->view, &d.beta->view,
+                                 &d.starts->view));
+    return 1;
+}
+
+/* delta_rule_backward(dy, q, k, v, decay, beta, starts) -> dq, dk, dv, ddecay, dbeta */
+static int l_delta_rule_backward(lua_State *L) {
+    lua_settop(L, 7);
+    Deltas d = check_deltas(L, 2);
+    Tensor *dy = f32_rows(L, 1, d.v->view.shape[0], d.v->view.shape[1]);
+    Tensor *dq = new_like(L, d.q, F32), *dk = new_like(L, d.k, F32), *dv = new_like(L, d.v, F32), *ddecay = new_like(L, d.decay, F32);
+    Tensor *dbeta = new_like(L, d.beta, F32);
+    RUN(L, backend()->delta_rule_backward(&dq->view, &dk->view, &dv->view, &ddecay->view, &dbeta->view, &dy->view, &d.q->view, &d.k->view,
+                                          &d.v->view, &d.decay->view, &d.beta->view, &d.starts->view));
+    return 5;
+}
+
 int bind_scan(lua_State *L); /* adds to the table on the stack */
 
 int bind_scan(lua_State *L) {
     static const luaL_Reg functions[] = {{"causal_conv", l_causal_conv}, {"causal_conv_backward", l_causal_conv_backward}, {"scan", l_scan},
-                                         {"scan_backward", l_scan_backward}, {NULL, NULL}};
+                                         {"scan_backward", l_scan_backward}, {"delta_rule", l_delta_rule},
+                                         {"delta_rule_backward", l_delta_rule_backward}, {NULL, NULL}};
     luaL_register(L, NULL, functions);
     return 1;
 }

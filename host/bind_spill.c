@@ -52,7 +52,7 @@ static int l_close(lua_State *L) {
 /* write(tensor) -> ticket, or nil, message, code */
 static int l_write(lua_State *L) {
     Spill *s = check_spill(L, 1);
-    Tensor *t = check_tensor(L, 2);
+    Tensor *t = check_values(L, 2);
     TicketHandle *h = lua_newuserdata(L, sizeof *h);
     *h = (TicketHandle){.owner = lua_touserdata(L, 1)};
     luaL_getmetatable(L, TICKET);

@@ -88,7 +88,7 @@ static int l_read(lua_State *L) {
     int stored = dtype_from_name(e->dtype);
     if (stored < 0)
         return outside(L, fail(ERR_UNSUPPORTED, "%s: tensor '%s' is %s, which is not computed with", store_path(s, e), name, e->dtype), 0);
-    Tensor *t = new_tensor(L, (Dtype)stored, e->dims, e->shape);
+    Tensor *t = new_values(L, (Dtype)stored, e->dims, e->shape);
     Status status = store_read(s, e, 0, t->view.data, (size_t)e->bytes);
     if (status != OK || wanted < 0 || wanted == stored) {
         if (status != OK)
@@ -105,7 +105,7 @@ static int l_read(lua_State *L) {
 static int l_read_rows(lua_State *L) {
     Store *s = check_store(L, 1);
     const char *name = luaL_checkstring(L, 2);
-    const Tensor *ids = check_tensor(L, 3);
+    const Tensor *ids = check_values(L, 3);
     if (ids->view.dtype != I32 || !tensor_contiguous(ids))
         return luaL_argerror(L, 3, "ids are a contiguous tensor of i32");
     const Entry *e = store_find(s, name);
@@ -116,7 +116,7 @@ static int l_read_rows(lua_State *L) {
         return outside(L, fail(ERR_UNSUPPORTED, "%s: tensor '%s' is %s in %d dimensions; rows are read of matrices that are computed with",
                                store_path(s, e), name, e->dtype, e->dims), 0);
     int64_t shape[2] = {view_count(&ids->view), e->shape[1]};
-    Tensor *t = new_tensor(L, (Dtype)stored, 2, shape);
+    Tensor *t = new_values(L, (Dtype)stored, 2, shape);
     Status status = store_read_rows(s, e, ids->view.data, (size_t)shape[0], t->view.data);
     if (status != OK)
         tensor_free(t);
@@ -161,7 +161,7 @@ static int l_write(lua_State *L) {
         if (lua_type(L, -2) != LUA_TSTRING)
             return luaL_argerror(L, 2, "names are strings");
         int at = lua_gettop(L);
-        if (!tensor_contiguous(check_tensor(L, at)))
+        if (!tensor_contiguous(check_values(L, at)))
             return luaL_error(L, "write: tensor '%s' is a view that is not contiguous", lua_tostring(L, -2));
     }
     Job job = {.names = lua_newuserdata(L, ((size_t)count + 1) * sizeof *job.names)};
@@ -236,7 +236,7 @@ static int l_declare(lua_State *L) {
 /* put(tensor): the next of the declared tensors, or its next rows. */
 static int l_put(lua_State *L) {
     StoreWriter *w = check_writer(L);
-    const Tensor *t = check_tensor(L, 2);
+    const Tensor *t = check_values(L, 2);
     if (!tensor_contiguous(t))
         return luaL_argerror(L, 2, "a contiguous tensor is written");
     lua_pushboolean(L, 1);

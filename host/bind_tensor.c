@@ -17,9 +17,11 @@ enum { MAX_SCOPES = 200 };
 static Handle *scopes[MAX_SCOPES + 1];
 static int depth;
 static uint64_t last_serial;
-static const Backend *table;
+static const Backend *table, *real; /* in use; the device's own */
+static Memory *place;               /* where new tensors lie */
 
 const Backend *backend(void) { return table; }
+Memory *tensors_pool(void) { return place; }
 
 static void unlink_handle(Handle *h) {
     if (h->previous)
@@ -64,6 +66,15 @@ Tensor *check_tensor(lua_State *L, int arg) {
     Tensor *t = check_view(L, arg);
     if (!tensor_present(t))
         luaL_argerror(L, arg, "this tensor is not in memory: its unit is not acquired");
+    if (tensor_phantom(t) && place != memory_dry())
+        luaL_argerror(L, arg, "this tensor is left from a dry run and has no values");
+    return t;
+}
+
+Tensor *check_values(lua_State *L, int arg) {
+    Tensor *t = check_tensor(L, arg);
+    if (tensor_phantom(t))
+        luaL_argerror(L, arg, "a dry run has no values: what depends on them must be told by shapes alone (see onn.dry)");
     return t;
 }
 
@@ -72,6 +83,12 @@ void keep_tensor(Tensor *t) { unlink_handle((Handle *)t); }
 Tensor *optional_tensor(lua_State *L, int arg) { return lua_isnoneornil(L, arg) ? NULL : check_tensor(L, arg); }
 
 Tensor *new_tensor(lua_State *L, Dtype dtype, int dims, const int64_t *shape) {
+    Tensor *t = push_tensor(L);
+    RUN(L, tensor_make_in(t, place, dtype, dims, shape));
+    return t;
+}
+
+Tensor *new_values(lua_State *L, Dtype dtype, int dims, const int64_t *shape) {
     Tensor *t = push_tensor(L);
     RUN(L, tensor_make(t, dtype, dims, shape));
     return t;
@@ -135,7 +152,8 @@ static int l_new(lua_State *L) {
 static int l_zeros(lua_State *L) {
     l_new(L);
     Tensor *t = check_tensor(L, -1);
-    memset(t->view.data, 0, tensor_bytes(t));
+    if (!tensor_phantom(t))
+        memset(t->view.data, 0, tensor_bytes(t));
     return 1;
 }
 
@@ -167,11 +185,11 @@ static void push_element(lua_State *L, const View *v, const char *p) {
 
 /* f16 is read through an f32 copy: only the kernels know its format. */
 static Tensor *readable(lua_State *L, int arg) {
-    Tensor *t = check_tensor(L, arg);
+    Tensor *t = check_values(L, arg);
     if (t->view.dtype != F16)
         return t;
-    Tensor *copy = new_like(L, t, F32);
-    RUN(L, table->convert(&copy->view, &t->view));
+    Tensor *copy = new_values(L, F32, t->view.dims, t->view.shape);
+    RUN(L, real->convert(&copy->view, &t->view));
     lua_replace(L, arg);
     return copy;
 }
@@ -242,14 +260,14 @@ static int l_from_table(lua_State *L) {
     }
     lua_settop(L, 2);
     Dtype made = dtype == I32 || dtype == I64 || dtype == F32 ? dtype : F32;
-    Tensor *t = new_tensor(L, made, dims, shape);
+    Tensor *t = new_values(L, made, dims, shape);
     lua_pushvalue(L, 1);
     read_nested(L, 0, dims, shape, made == F32 ? t->view.data : NULL, made == I32 ? t->view.data : NULL,
                 made == I64 ? t->view.data : NULL, &at);
     lua_pop(L, 1);
     if (made != dtype) {
-        Tensor *converted = new_like(L, t, dtype);
-        RUN(L, table->convert(&converted->view, &t->view));
+        Tensor *converted = new_values(L, dtype, dims, shape);
+        RUN(L, real->convert(&converted->view, &t->view));
     }
     return 1;
 }
@@ -405,7 +423,7 @@ static int l_describe(lua_State *L) {
 
 /* Raw bytes of a contiguous tensor, and back: for files and hashes of small things. */
 static int l_data(lua_State *L) {
-    Tensor *t = check_tensor(L, 1);
+    Tensor *t = check_values(L, 1);
     if (!tensor_contiguous(t))
         return luaL_error(L, "data() wants a contiguous tensor");
     lua_pushlstring(L, t->view.data, tensor_bytes(t));
@@ -418,7 +436,7 @@ static int l_from_data(lua_State *L) {
     Dtype dtype = check_dtype(L, 2);
     int64_t shape[MAX_DIMS];
     int dims = check_shape(L, 3, shape);
-    Tensor *t = new_tensor(L, dtype, dims, shape);
+    Tensor *t = new_values(L, dtype, dims, shape);
     if (tensor_bytes(t) != length)
         return luaL_error(L, "%d bytes do not fill a tensor of %d", (int)length, (int)tensor_bytes(t));
     memcpy(t->view.data, bytes, length);
@@ -488,51 +506,13 @@ static int l_is_tensor(lua_State *L) {
     return 1;
 }
 
-static int l_memory(lua_State *L) {
-    MemoryInfo info = memory_info(memory_cpu());
-    lua_createtable(L, 0, 4);
-    lua_pushnumber(L, (double)info.used), lua_setfield(L, -2, "used");
-    lua_pushnumber(L, (double)info.cached), lua_setfield(L, -2, "cached");
-    lua_pushnumber(L, (double)info.peak), lua_setfield(L, -2, "peak");
-    lua_pushnumber(L, info.budget == SIZE_MAX ? HUGE_VAL : (double)info.budget), lua_setfield(L, -2, "budget");
-    return 1;
+void tensors_dry(int on) {
+    table = on ? backend_dry() : real;
+    place = on ? memory_dry() : memory_cpu();
+    memory_serve_kernels(place);
 }
 
-static int l_set_budget(lua_State *L) {
-    double bytes = luaL_checknumber(L, 1);
-    if (!(bytes > 0))
-        return luaL_argerror(L, 1, "a budget is more than 0 bytes");
-    memory_set_budget(memory_cpu(), bytes >= 9e18 ? SIZE_MAX : (size_t)bytes);
-    return 0;
-}
-
-static int l_reset_peak(lua_State *L) {
-    (void)L;
-    memory_reset_peak(memory_cpu());
-    return 0;
-}
-
-static int l_trim(lua_State *L) {
-    (void)L;
-    memory_trim(memory_cpu());
-    return 0;
-}
-
-static int l_set_threads(lua_State *L) {
-    backend_set_threads((int)check_integer(L, 1, 1, 1024));
-    return 0;
-}
-
-static int l_threads(lua_State *L) {
-    lua_pushinteger(L, backend_threads());
-    return 1;
-}
-
-static int l_backend(lua_State *L) {
-    lua_pushstring(L, backend_describe());
-    lua_pushboolean(L, backend_native_bf16());
-    return 2;
-}
+int bind_device(lua_State *L); /* adds to the table on the stack what concerns the device as a whole */
 
 int bind_tensor(lua_State *L) {
     static const luaL_Reg methods[] = {
@@ -543,16 +523,14 @@ int bind_tensor(lua_State *L) {
         {"totable", l_totable}, {"describe", l_describe}, {"data", l_data}, {NULL, NULL}};
     static const luaL_Reg functions[] = {
         {"new", l_new}, {"zeros", l_zeros}, {"from_table", l_from_table}, {"from_data", l_from_data},
-        {"scope_begin", l_scope_begin}, {"scope_end", l_scope_end}, {"keep", l_keep}, {"serial", l_serial}, {"is_tensor", l_is_tensor}, {"memory", l_memory},
-        {"set_budget", l_set_budget}, {"reset_peak", l_reset_peak}, {"trim", l_trim}, {"set_threads", l_set_threads},
-        {"threads", l_threads}, {"backend", l_backend}, {NULL, NULL}};
-    if (!(table = backend_cpu()))
+        {"scope_begin", l_scope_begin}, {"scope_end", l_scope_end}, {"keep", l_keep}, {"serial", l_serial}, {"is_tensor", l_is_tensor}, {NULL, NULL}};
+    if (!(real = backend_cpu()))
         return luaL_error(L, "%s", status_message());
-    memory_serve_kernels(memory_cpu());
+    tensors_dry(0);
     new_class(L, CLASS, methods);
     lua_newtable(L);
     luaL_register(L, NULL, functions);
     luaL_getmetatable(L, CLASS);
     lua_setfield(L, -2, "class");
-    return 1;
+    return bind_device(L);
 }

@@ -5,8 +5,10 @@
 #include "bind.h"
 #include "tensor.h"
 
-/* check_tensor() : argument `arg` as a live tensor; raises on anything else, on a freed one and on one that is not in memory now. */
+/* check_tensor() : argument `arg` as a live tensor; raises on anything else, on a freed one and on one that is not in memory now.
+ * In a dry run it may be a phantom (tensor_phantom()), for operations alone: check_values() is for whoever reads its elements. */
 Tensor *check_tensor(lua_State *L, int arg);
+Tensor *check_values(lua_State *L, int arg);
 /* optional_tensor() : the same, NULL for nil or none. */
 Tensor *optional_tensor(lua_State *L, int arg);
 
@@ -18,7 +20,9 @@ void keep_tensor(Tensor *t);
 
 /* new_tensor() : pushes a fresh tensor. Over budget it collects garbage once, tries again, then raises. */
 Tensor *new_tensor(lua_State *L, Dtype dtype, int dims, const int64_t *shape);
-/* new_like() : the same with `like`'s shape. */
+/* new_values() : the same for elements that are known: real in a dry run too, where all else is a phantom. */
+Tensor *new_values(lua_State *L, Dtype dtype, int dims, const int64_t *shape);
+/* new_like() : new_tensor() with `like`'s shape. */
 Tensor *new_like(lua_State *L, const Tensor *like, Dtype dtype);
 
 /* rows_tensor() : argument `arg` with its last dimension contiguous and the leading ones collapsible, as kernels want it;
@@ -41,7 +45,11 @@ int check_shape(lua_State *L, int arg, int64_t shape[MAX_DIMS]);
         done(L, run_status, 0); \
     } while (0)
 
-/* backend() : the table of the device in use; set when the bindings are opened. */
+/* backend() : the table of the device in use; set when the bindings are opened. tensors_pool() : where new tensors lie. */
 const Backend *backend(void);
+Memory *tensors_pool(void);
+
+/* tensors_dry() : with `on`, new tensors and scratch are counted in memory_dry() and backend() computes nothing; else as ever. */
+void tensors_dry(int on);
 
 #endif

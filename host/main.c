@@ -34,7 +34,7 @@ static const struct {
     {"json", bind_json},           {"store", bind_store},     {"system", bind_system},     {"tensor", bind_tensor},
     {"ops", bind_ops},             {"signals", bind_signals}, {"terminal", bind_terminal}, {"program", bind_program},
     {"tokenizer", bind_tokenizer}, {"corpus", bind_corpus},   {"regex", bind_regex},       {"stream", bind_stream},
-    {"spill", bind_spill}, {"hash", bind_hash},
+    {"spill", bind_spill}, {"hash", bind_hash},           {"picture", bind_picture},
 };
 
 static lua_State *main_state; /* for the signal handler only */

@@ -15,12 +15,15 @@ enum {
 struct Memory {
     pthread_mutex_t lock;
     size_t used, peak, high, budget; /* high: the highest `used` ever */
+    int counts; /* nothing more: no memory lies behind its blocks */
     Arena arena;
 };
 
 static Memory cpu_memory = {.lock = PTHREAD_MUTEX_INITIALIZER, .budget = SIZE_MAX};
+static Memory dry_memory = {.lock = PTHREAD_MUTEX_INITIALIZER, .budget = SIZE_MAX, .counts = 1};
 
 Memory *memory_cpu(void) { return &cpu_memory; }
+Memory *memory_dry(void) { return &dry_memory; }
 
 static size_t round_size(size_t bytes) {
     size_t step = 64;
@@ -46,7 +49,10 @@ static Status alloc_locked(Memory *pool, size_t *bytes, void **block) {
         return fail(ERR_MEMORY, "out of memory: %zu bytes asked", *bytes);
     if (want > pool->budget || pool->used > pool->budget - want)
         return fail(ERR_MEMORY, "memory budget: %zu bytes asked, %zu of %zu in use", want, pool->used, pool->budget);
-    *block = want < SMALL ? aligned_alloc(64, want) : arena_alloc(&pool->arena, want, &fresh);
+    if (pool->counts)
+        *block = MEMORY_NOWHERE;
+    else
+        *block = want < SMALL ? aligned_alloc(64, want) : arena_alloc(&pool->arena, want, &fresh);
     if (!*block)
         return fail(ERR_MEMORY, "out of memory: the system refused %zu bytes, %zu in use", want, pool->used);
     *bytes = want;
@@ -74,7 +80,9 @@ void memory_free(Memory *pool, void *block, size_t bytes) {
         return;
     pthread_mutex_lock(&pool->lock);
     pool->used -= bytes;
-    if (bytes < SMALL)
+    if (pool->counts)
+        ;
+    else if (bytes < SMALL)
         free(block);
     else
         arena_free(&pool->arena, block, bytes);
@@ -116,14 +124,14 @@ static void *scratch_from_pool(size_t bytes) {
     void *block;
     if (memory_alloc(scratch_memory, &total, &block) != OK)
         return NULL;
-    *(size_t *)block = total;
+    if (!scratch_memory->counts)
+        *(size_t *)block = total;
     return (char *)block + 64;
 }
 
 static void scratch_to_pool(void *memory, size_t bytes) {
-    (void)bytes;
     char *block = (char *)memory - 64;
-    memory_free(scratch_memory, block, *(size_t *)block);
+    memory_free(scratch_memory, block, scratch_memory->counts ? round_size(bytes + 64) : *(size_t *)block);
 }
 
 void memory_serve_kernels(Memory *pool) {

@@ -8,6 +8,9 @@
 
 typedef struct Memory Memory;
 
+/* Where a block of memory_dry() seems to lie: an address for arithmetic, with nothing behind it. */
+#define MEMORY_NOWHERE ((void *)4096)
+
 typedef struct MemoryInfo {
     size_t used;   /* bytes in live blocks */
     size_t cached; /* freed bytes that stay resident */
@@ -17,6 +20,9 @@ typedef struct MemoryInfo {
 
 /* memory_cpu() : the pool of the CPU device; its budget starts without limit. */
 Memory *memory_cpu(void);
+
+/* memory_dry() : a pool that only counts, rounding as the CPU's does: its blocks all lie at MEMORY_NOWHERE. */
+Memory *memory_dry(void);
 
 /* memory_alloc() : a block of at least *bytes, 64-byte aligned (64 KB aligned from 256 KB up, and on huge pages);
  * *bytes becomes its true size, which memory_free() wants back. Contents are undefined.

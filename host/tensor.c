@@ -48,12 +48,16 @@ Status tensor_declare(Tensor *t, Dtype dtype, int dims, const int64_t *shape) {
     return OK;
 }
 
-Status tensor_make(Tensor *t, Dtype dtype, int dims, const int64_t *shape) {
+int tensor_phantom(const Tensor *t) { return t->storage && t->storage->pool == memory_dry(); }
+
+Status tensor_make(Tensor *t, Dtype dtype, int dims, const int64_t *shape) { return tensor_make_in(t, memory_cpu(), dtype, dims, shape); }
+
+Status tensor_make_in(Tensor *t, Memory *pool, Dtype dtype, int dims, const int64_t *shape) {
     Status status = tensor_declare(t, dtype, dims, shape);
     if (status != OK)
         return status;
     Storage *s = t->storage;
-    s->pool = memory_cpu();
+    s->pool = pool;
     status = memory_alloc(s->pool, &s->bytes, &s->data);
     if (status != OK) {
         free(s);

@@ -17,6 +17,10 @@ typedef struct Tensor {
  * shape's product overflows or a size is negative. */
 Status tensor_make(Tensor *t, Dtype dtype, int dims, const int64_t *shape);
 
+/* tensor_make_in() : the same in another pool than the CPU's. tensor_phantom() : is its pool memory_dry(): a shape without values? */
+Status tensor_make_in(Tensor *t, Memory *pool, Dtype dtype, int dims, const int64_t *shape);
+int tensor_phantom(const Tensor *t);
+
 /* tensor_declare() : a contiguous tensor without memory, whose views have none either until tensor_bind(). ERR_ARGUMENT as tensor_make(). */
 Status tensor_declare(Tensor *t, Dtype dtype, int dims, const int64_t *shape);
 

@@ -137,11 +137,18 @@ enum { HEAD_MOST = 512 };
 /* Convolution and pooling geometry, (h, w) pairs; padding is (top, left, bottom, right). */
 typedef struct Conv {
     int64_t stride[2], padding[4], dilation[2], groups;
+    int by_image; /* gradients of w are summed image by image: the same bits however a batch is cut */
 } Conv;
 typedef struct Pool {
     int64_t kernel[2], stride[2], padding[4];
     int average, count_padding;
 } Pool;
+
+/* batch: the statistics are the batch's own, else the running ones; update (with batch): the running ones move towards them. */
+typedef struct BatchNorm {
+    float eps, momentum;
+    int batch, update;
+} BatchNorm;
 
 /* A selective scan's time steps: softplus(dt + bias), clamped to [low, high]. */
 typedef struct Steps {
@@ -174,6 +181,13 @@ typedef struct Backend {
 /* backend_cpu() : the CPU table for this processor, chosen once. $ONN_CPU caps it: amx_bf16 | avx512_bf16 | avx512 | avx2 | sse4.1.
  * NULL with a message if $ONN_CPU names something else or the processor lacks sse4.1. */
 const Backend *backend_cpu(void);
+
+/* backend_dry() : a table that computes nothing and touches no operand but a mask's starts and a cache's lengths: of products it counts
+ * the operations, and it takes and gives back the scratch that the CPU's kernel would take, from the same allocator. total() is the CPU's.
+ * backend_dry_flops() : operations counted so far, a multiplication and an addition each one: 2 * rows * out * in for a product, for
+ * attention by the pairs of query and key that see each other; not those that a kernel repeats to save memory. */
+const Backend *backend_dry(void);
+double backend_dry_flops(void);
 
 /* backend_describe() : one line for people: instruction set, threads, libraries. */
 const char *backend_describe(void);

@@ -119,6 +119,7 @@ end
 -- --- a model ---------------------------------------------------------------------------------------------------------------
 local model = cli.check(Model.open(path, { dtype = opt.dtype }))
 if #model.missing > 0 then cli.fail(model:why_not()) end
+if model:unfit "tokens" then cli.fail(model:unfit "tokens") end
 local chosen, wrong = layers.parse(opt.layers, model, opt)
 if chosen == false then cli.fail(wrong, 2) end
 opt.layers = chosen

@@ -14,7 +14,7 @@ local units = require "onn.units"
 
 local opt = cli.parse {
   name = "evaluate",
-  summary = "Mean loss per supervised token of MODEL on DATA, with its perplexity and bits per byte of text.",
+  summary = "Mean loss per supervised token of MODEL on DATA, with its perplexity and bits per byte of text; of images loss and accuracy.",
   example = "onn evaluate models/smollm2 held-out.jsonl --adapter adapter",
   arguments = { { "MODEL", "model directory" }, { "DATA", "held-out data" } },
   options = model_options.add(streaming.add {
@@ -23,6 +23,9 @@ local opt = cli.parse {
     { "batch", type = "integer", default = 8, min = 1, help = "sequences that go through together" },
     { "loss", type = "string", choices = { "all", "completion" },
       help = "which tokens count (default: completion for pairs, all for text)" },
+    { "image-size", type = "integer", min = 1, max = 2 ^ 14, help = "side to which pictures are scaled and cut" },
+    { "mean", type = "list", of = "number", help = "mean of each channel, of values in 0 to 1" },
+    { "std", type = "list", of = "number", help = "deviation of each channel" },
     { "prompt-key", type = "string", help = "key of the prompt in DATA" },
     { "completion-key", type = "string", help = "key of the completion in DATA" },
     { "template", type = "string", help = "file or text with {prompt} and {completion}" },
@@ -33,6 +36,10 @@ local machine = runtime.apply(opt)
 
 local model = cli.check(classifier.open(opt.model, opt.data, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
+if model.net.data == "images" then
+  require("onn.evaluate_images")(model, opt, machine)
+  os.exit(0)
+end
 opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
 local tokenizer = not model.net.open_data and not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
 opt.vocab_size, opt.classes, opt.own = model.sizes.vocabulary, classifier.classes(model), model.sizes.top ~= nil

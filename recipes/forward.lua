@@ -18,16 +18,18 @@ local units = require "onn.units"
 local opt = cli.parse {
   name = "forward",
   summary = "Runs the `input_ids` (rows, length) of a safetensors file through MODEL and writes `logits` (rows, length, vocabulary), or"
-    .. " (rows, classes).",
+    .. " (rows, classes); of images `x` (n, channels, height, width): `logits` (n, classes).",
   example = "onn forward models/tiny --input ids.safetensors --output out.safetensors",
   arguments = { { "MODEL", "model directory" } },
   options = model_options.add(streaming.add {
-    { "input", type = "string", metavar = "FILE", help = "safetensors file with input_ids, and labels if wanted" },
+    { "input", type = "string", metavar = "FILE", help = "safetensors file with input_ids (images: x), and labels if wanted" },
     { "output", type = "string", metavar = "FILE", help = "safetensors file to write" },
     { "hidden", help = "write the head's input too, as `hidden`" },
     { "gradients", help = "write `loss` and the gradient of every trained tensor, as grad.NAME" },
     { "adapter", type = "string", metavar = "DIR", help = "LoRA adapter to put on the model" },
     { "full", help = "the model's own weights are the trained tensors" },
+    { "train-mode", help = "images: write `logits.train` too, of batch norms that take the batch's statistics; gradients are then of this mode, "
+      .. "and the running statistics behind it are after.NAME" },
   }),
 }
 if not opt.input or not opt.output then cli.fail("forward: --input FILE and --output FILE are needed", 2) end
@@ -38,6 +40,12 @@ local machine = runtime.apply(opt)
 
 local model = cli.check(Model.open(opt.model, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
+if model.net.data == "images" then
+  require "onn.forward_images"(model, opt, machine)
+  os.exit(0)
+elseif opt.train_mode then
+  cli.fail("--train-mode: this model has no batch norms", 2)
+end
 local input = cli.check(store.open(opt.input))
 local given, numeric = {}, model.net.open_data ~= nil
 for _, name in ipairs { "input_ids", "x", "y", "token_type_ids", "decoder_input_ids" } do

@@ -43,6 +43,7 @@ local machine = runtime.apply(opt)
 
 local model = cli.check(Model.open(opt.model, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
+if model:unfit "tokens" then cli.fail(model:unfit "tokens") end
 if model.net.continues == false then
   cli.fail(("%s: a model of the family %s does not continue a text"):format(opt.model, model.family))
 end

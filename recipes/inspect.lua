@@ -16,7 +16,7 @@ local a, model = inspect.analyse(opt.model, model_options.of(opt))
 cli.check(a, model)
 
 local needs = {}
-if a.runnable then
+if a.runnable and not model:unfit "tokens" then
   local seq_len = math.min(512, model.sizes.positions)
   local text = { tokens = seq_len, cache = 256 }
   local update = { rank = 8, batch = 8, micro_batch = 1, seq_len = seq_len, recompute = "on" }
@@ -96,7 +96,9 @@ if a.assumed then
   for i, one in ipairs(a.assumed) do list[i] = ("%s=%s (%s)"):format(one.key, tostring(one.value), one.from) end
   cli.print("config        " .. table.concat(list, ", "))
 end
-if a.runnable then
+if a.runnable and model:unfit "tokens" then
+  cli.print(("runnable      yes, in %s, on %s"):format(model.dtype, model.net.data))
+elseif a.runnable then
   cli.print(("runnable      yes, in %s\nin memory     generate from %s, train from %s (LoRA, micro-batch 1, activations rebuilt)"):format(
     model.dtype, units.bytes(needs.generate), units.bytes(needs.train)))
   cli.print(("streamed      generate from %s, train from %s: weights pass through memory, read again for each token and update"):format(

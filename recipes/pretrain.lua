@@ -37,6 +37,11 @@ local opt = cli.parse {
       help = "share of the updates (below 1), or their number, in which the rate rises" },
     { "clip", type = "number", default = 1, min = 0, help = "largest norm of the gradient; 0 = none" },
     { "weight-decay", type = "number", default = 0.1, min = 0, help = "decoupled weight decay" },
+    { "optimizer", type = "string", default = "adamw", choices = { "adamw", "sgd" }, help = "AdamW, or SGD with --momentum" },
+    { "momentum", type = "number", default = 0, min = 0, max = 0.9999, help = "SGD's momentum" },
+    { "image-size", type = "integer", min = 1, max = 2 ^ 14, help = "side to which pictures are scaled and cut" },
+    { "mean", type = "list", of = "number", help = "mean of each channel, of values in 0 to 1" },
+    { "std", type = "list", of = "number", help = "deviation of each channel" },
     { "betas", type = "list", of = "number", default = { 0.9, 0.95 }, help = "AdamW's decay rates" },
     { "eval", type = "string", metavar = "DATA", help = "held-out data: its loss is reported before and after" },
     { "overwrite", help = "replace --out" },
@@ -49,18 +54,28 @@ opt.budget = machine.budget
 if system.exists(opt.out) and not opt.overwrite then cli.fail(opt.out .. " exists; --overwrite replaces it") end
 
 -- The directory is made beside --out and takes its name only when it is whole.
-local config = cli.check(fresh.config(opt.config, opt.vocabulary))
+local config, kind = fresh.config(opt.config, opt.vocabulary)
+cli.check(config, kind)
+local images = kind == "images"
+if images then data = require "onn.data.images" end
 local part = cli.check(fresh.directory(opt.out))
-if not opt.tokenizer then cli.note("tokenizer learning at most %d tokens from %s", opt.vocabulary, opt.data) end
-cli.check(fresh.tokenizer(part, config, opt))
+if images then
+  cli.check(require "onn.image_config"(config, opt.data, opt))
+else
+  if not opt.tokenizer then cli.note("tokenizer learning at most %d tokens from %s", opt.vocabulary, opt.data) end
+  cli.check(fresh.tokenizer(part, config, opt))
+end
 cli.check(fresh.weights(part, config, opt.seed))
 local model = cli.check(Model.open(part, { dtype = opt.dtype }))
 if #model.missing > 0 then cli.fail(model:why_not()) end
-opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
+local unfit = training.check_data(model, opt)
+if unfit then cli.fail("pretrain: " .. unfit, 2) end
+opt.seq_len = not images and math.min(opt.seq_len, model.sizes.positions) or nil
 
 local rates = limit.rates(model)
 opt.rates = rates
-local plans = plan.training(model, opt)
+local set = images and cli.check(data.open(opt.data, model, opt))
+local plans = images and training.plan(model, opt, set, rates) or plan.training(model, opt)
 report.plan(model, plans, machine, rates)
 if opt.dry_run then
   if cli.wants_json() then cli.json(plans) end
@@ -68,9 +83,9 @@ if opt.dry_run then
 end
 if not plans.fits then cli.fail("pretrain: " .. training.too_large(plans, machine.budget)) end
 
-local tokenizer = cli.check(Tokenizer.open(part))
-local set = cli.check(data.open(opt.data, tokenizer, opt))
-local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt))
+local reader = images and model or cli.check(Tokenizer.open(part))
+set = set or cli.check(data.open(opt.data, reader, opt))
+local held_out = opt.eval and cli.check(data.open(opt.eval, reader, opt))
 cli.check(model:load())
 opt.carried = training.carried(model, opt)
 local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = true, seed = opt.seed,
@@ -81,7 +96,11 @@ local session = cli.check(Session.new(model, opt))
 
 session:watch()
 local log = report.training_log(opt, { total = opt.total_steps, plan = plans, rates = rates, first = 0 })
-local function evaluate() return held_out and data.loss(model, held_out, order) end
+local function evaluate()
+  if not held_out then return nil end
+  local loss, _, accuracy = data.loss(model, held_out, order)
+  return loss, accuracy
+end
 log.before = evaluate()
 signals.handle(true)
 local stopped
@@ -109,5 +128,5 @@ if stopped then
   cli.note("interrupted: the model of step %d is in %s", session.step, opt.out)
   os.exit(128 + stopped)
 end
-log.after = evaluate()
+log.after, log.accuracy = evaluate()
 log:summary(session, opt.out, tensors.memory().peak, plot)

@@ -22,7 +22,8 @@ local training = require "onn.training"
 
 local opt = cli.parse {
   name = "train",
-  summary = "Fine-tunes MODEL on DATA (JSONL, JSON, text, or input_ids in a safetensors file) and writes an adapter in PEFT's format.",
+  summary = "Fine-tunes MODEL on DATA (JSONL, JSON, text, or input_ids in a safetensors file; images: a folder for each class, IDX, .npy, or x and "
+    .. "y in a safetensors file) and writes an adapter in PEFT's format.",
   example = "onn train models/smollm2 questions.jsonl --out adapter --epochs 1",
   arguments = { { "MODEL", "model directory" }, { "DATA", "training data" } },
   options = model_options.add(require "onn.training_options"),
@@ -38,7 +39,11 @@ if model.unwritten and not opt.full then
   cli.note("%s has no weights beside it: new ones are trained (--full)", opt.model)
   opt.full = true
 end
-opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
+local unfit = training.check_data(model, opt)
+if unfit then cli.fail("train: " .. unfit, 2) end
+local images = model.net.data == "images"
+if images then data = require "onn.data.images" end
+opt.seq_len = not images and math.min(opt.seq_len, model.sizes.positions) or nil
 local chosen, unknown = layers.parse(opt.layers, model, opt)
 if chosen == false then cli.fail(unknown, 2) end
 opt.layers, opt.budget = chosen, machine.budget
@@ -48,11 +53,12 @@ if opt.adapter then
 end
 local resume, replaced
 if not opt.dry_run then resume, replaced = checkpoint.choose(opt) end
-local tokenizer = not model.net.open_data and not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
+local wordless = images or model.net.open_data
+local tokenizer = not wordless and not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
 opt.vocab_size, opt.classes, opt.own = model.sizes.vocabulary, classifier.classes(model), model.sizes.top ~= nil
-local set = cli.check(data.open(opt.data, tokenizer, opt, model))
+local set = cli.check(data.open(opt.data, images and model or tokenizer, opt, model))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
-local held_out = opt.eval and cli.check(data.open(opt.eval, tokenizer, opt, model))
+local held_out = opt.eval and cli.check(data.open(opt.eval, images and model or tokenizer, opt, model))
 
 local rates = limit.rates(model, opt.scratch or opt.out)
 local plans = training.plan(model, opt, set, rates, held_out)
@@ -68,7 +74,7 @@ opt.carried = training.carried(model, opt)
 local order = { batch = opt.batch, micro_batch = plans.micro_batch, seq_len = opt.seq_len, pack = opt.pack, shuffle = opt.shuffle ~= false,
   carried = opt.carried, seed = opt.seed, epoch = 0, cursor = 0 }
 local per_epoch = data.updates(set, order)
-for _, note in ipairs(data.notes(set, order)) do cli.note("data      %s", note) end
+for _, note in ipairs(images and {} or data.notes(set, order)) do cli.note("data      %s", note) end
 local total = opt.steps or per_epoch * opt.epochs
 opt.total_steps, opt.sweep, opt.carries = total, plans.sweep, training.carries(opt, plans)
 local session = cli.check(Session.new(model, opt))
@@ -84,9 +90,10 @@ end
 
 local log = report.training_log(opt, { total = total, plan = plans, rates = rates, first = session.step })
 local function evaluate()
-  local loss = held_out and data.loss(model, held_out, training.evaluation(order, plans))
+  local loss, _, accuracy
+  if held_out then loss, _, accuracy = data.loss(model, held_out, training.evaluation(order, plans)) end
   session:passed() -- its reads are no update's
-  return loss
+  return loss, accuracy
 end
 training.begin(model, opt, plans, session)
 local saved = resume == checkpoint.path(opt.out, session.step) and session.step
@@ -140,5 +147,5 @@ cli.check(checkpoint.result(opt.out, function(directory) return session:save(dir
 checkpoint.prune(opt.out, opt.keep, session.step, session.replaces)
 if opt.full then training.clear_adapter(opt.out) end
 cli.check(session:verify())
-log.after = evaluate()
+log.after, log.accuracy = evaluate()
 log:summary(session, opt.out, tensors.memory().peak, plot)

@@ -151,8 +151,8 @@ Status KERNEL(attention)(View *y, View *lse, const View *q, const View *k, const
     int64_t floats = own_make(&sizes, &job.form, &job.values, most, NULL);
     size_t bytes = (size_t)(floats * threads) * sizeof(float);
     float *scratch = scratch_alloc(bytes);
-    if (!scratch)
-        return ERR_MEMORY;
+    if (!scratch || scratch_only())
+        return scratch_free(scratch, bytes), scratch ? OK : ERR_MEMORY;
 #pragma omp parallel num_threads(threads)
     {
         Own own;

@@ -219,8 +219,8 @@ Status KERNEL(attention_backward)(View *dq, View *dk, View *dv, const View *dy, 
     int64_t floats = own_make(&sizes, &job.form, &job.values, mask->cap > 0, count_of(most, KEYS), NULL);
     size_t bytes = (size_t)(floats * threads) * sizeof(float);
     float *scratch = scratch_alloc(bytes);
-    if (!scratch)
-        return ERR_MEMORY;
+    if (!scratch || scratch_only())
+        return scratch_free(scratch, bytes), scratch ? OK : ERR_MEMORY;
 #pragma omp parallel num_threads(threads)
     {
         Own own;

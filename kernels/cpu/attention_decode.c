@@ -223,8 +223,8 @@ Status KERNEL(attention_decode)(View *y, const View *q, const View *k, const Vie
     float stack[ON_STACK];
     size_t bytes = floats > ON_STACK ? (size_t)floats * sizeof(float) : 0;
     job.parts = bytes ? scratch_alloc(bytes) : stack;
-    if (!job.parts)
-        return ERR_MEMORY;
+    if (!job.parts || scratch_only())
+        return scratch_free(bytes ? job.parts : NULL, bytes), job.parts ? OK : ERR_MEMORY;
 #pragma omp parallel for schedule(dynamic) if (work > 1 << 17)
     for (int64_t i = 0; i < units; i++)
         chunk_run(&job, i / (job.chunks * kv_heads), i % kv_heads, i / kv_heads % job.chunks);

@@ -107,8 +107,8 @@ Status KERNEL(causal_conv_backward)(View *dx, View *dw, View *dbias, const View 
     if (check(w) != OK)
         return ERR_UNSUPPORTED;
     Status status = tiles_make(&tiles, &count, &bytes, starts, view_rows(x));
-    if (status != OK)
-        return status;
+    if (status != OK || scratch_only())
+        return status == OK ? scratch_free(tiles, bytes), OK : status;
 #pragma omp parallel for schedule(static) if (view_count(x) >= 32768)
     for (int64_t i = 0; i < sequences * blocks; i++)
         input_backward(dx, dy, w, at[i / blocks], at[i / blocks + 1], i % blocks * LANES);

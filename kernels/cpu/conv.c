@@ -1,5 +1,14 @@
-/* Convolution of images (n, c, h, w): oneDNN where there is something to multiply. */
-#include "isa.h"
+/* Convolution of images (n, c, h, w): by products of rows where images are small, else by oneDNN. */
+#include "conv_rows.h"
+
+/* Which way is faster, by shapes alone. oneDNN takes an image at a time: with few output pixels its products are small. Windows
+ * of one pixel are no work for it, and of many pixels they are much to copy; gradients of the weights gain from large sums most. */
+static int by_rows(const View *y, const View *w, const Conv *conv, int gradient) {
+    int64_t pixels = y->shape[2] * y->shape[3], window = w->shape[2] * w->shape[3];
+    if (conv->groups != 1)
+        return 0;
+    return pixels <= 16 || (window > 1 && (pixels <= 64 || (gradient && w->shape[1] >= 8)));
+}
 
 /* y (n, channels, plane) = the channel's bias, or 0. */
 static void fill_channels(View *y, const View *bias) {
@@ -16,7 +25,7 @@ Status KERNEL(conv)(View *y, const View *x, const View *w, const View *bias, con
         fill_channels(y, bias);
         return OK;
     }
-    return dnnl_conv(y, x, w, bias, conv);
+    return by_rows(y, w, conv, 0) ? KERNEL(conv_rows)(y, x, w, bias, conv) : dnnl_conv(y, x, w, bias, conv);
 }
 
 /* dbias (channels) += dy (n, channels, plane), image after image. */
@@ -43,11 +52,11 @@ Status KERNEL(conv_backward)(View *dx, View *dw, View *dbias, const View *dy, co
     Status status = OK;
     int something = view_count(dy) && view_count(x) && view_count(w);
     if (dx && something)
-        status = dnnl_conv_backward_data(dx, dy, w, conv);
+        status = by_rows(dy, w, conv, 0) ? KERNEL(conv_rows_dx)(dx, dy, w, conv) : dnnl_conv_backward_data(dx, dy, w, conv);
     else if (dx)
         fill_channels(dx, NULL);
     if (status == OK && dw && something)
-        status = dnnl_conv_backward_weights(dw, dy, x, w, conv);
+        status = by_rows(dy, w, conv, 1) ? KERNEL(conv_rows_dw)(dw, dy, x, w, conv) : dnnl_conv_backward_weights(dw, dy, x, w, conv);
     if (status == OK && dbias)
         add_bias_gradient(dbias, dy);
     return status;

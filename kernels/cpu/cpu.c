@@ -99,6 +99,10 @@ static Allocator allocator = {plain_alloc, plain_release};
 
 void backend_set_allocator(Allocator a) { allocator = a; }
 
+static int only_scratch;
+int scratch_only(void) { return only_scratch; }
+void scratch_set_only(int on) { only_scratch = on; }
+
 void *scratch_alloc(size_t bytes) {
     void *memory = allocator.alloc(bytes ? bytes : 64);
     if (!memory && allocator.alloc == plain_alloc)
@@ -115,12 +119,16 @@ Status tiles_make(int32_t **tiles, int64_t *count, size_t *bytes, const View *st
     int32_t whole[2] = {0, (int32_t)rows};
     const int32_t *at = starts ? starts->data : whole;
     int64_t sequences = starts ? view_count(starts) - 1 : 1, n = 0;
+    if (scratch_only()) /* at most: starts may have no values */
+        n = rows / TILE + sequences, sequences = 0;
     for (int64_t s = 0; s < sequences; s++)
         n += (at[s + 1] - at[s] + TILE - 1) / TILE;
     *bytes = (size_t)(n + 1) * sizeof **tiles;
     if (!(*tiles = scratch_alloc(*bytes)))
         return ERR_MEMORY;
     *count = n;
+    if (scratch_only())
+        return OK;
     int32_t *t = *tiles;
     for (int64_t s = 0; s < sequences; s++)
         for (int32_t i = at[s]; i < at[s + 1]; i += TILE)

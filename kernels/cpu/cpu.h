@@ -8,6 +8,10 @@
 void *scratch_alloc(size_t bytes);
 void scratch_free(void *memory, size_t bytes);
 
+/* scratch_only() : true in a dry run: what was taken has no memory, so a kernel gives it back and is done. */
+int scratch_only(void);
+void scratch_set_only(int on);
+
 /* Tiles of tokens: at most TILE tokens, none crossing a sequence. tiles_make() lists their borders: tile i is
  * tiles[i]..tiles[i+1]. `starts` NULL means one sequence of `rows`. *count tiles; free with scratch_free(tiles, *bytes). */
 enum { TILE = 128 };

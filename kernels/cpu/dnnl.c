@@ -237,8 +237,8 @@ static char *own_scratch(const Cut *cut) {
 static Status run_units(Pass pass, const View *x, const View *w, const View *bias, const View *y, const Conv *conv) {
     Cut cut;
     Status status = cut_make(&cut, pass, x, w, y, bias != NULL, conv);
-    if (status != OK)
-        return status;
+    if (status != OK || scratch_only())
+        return status == OK ? cut_free(&cut), OK : status;
     int64_t x_plane = x->shape[2] * x->shape[3], y_plane = y->shape[2] * y->shape[3], w_out = w->shape[1] * w->shape[2] * w->shape[3];
     int64_t units = x->shape[0] * cut.pieces;
     dnnl_status_t worst = dnnl_success;
@@ -269,8 +269,8 @@ Status dnnl_conv_backward_data(View *dx, const View *dy, const View *w, const Co
 Status dnnl_conv_backward_weights(View *dw, const View *dy, const View *x, const View *w, const Conv *conv) {
     Cut cut;
     Status status = cut_make(&cut, BACKWARD_WEIGHTS, x, w, dy, 0, conv);
-    if (status != OK)
-        return status;
+    if (status != OK || scratch_only())
+        return status == OK ? cut_free(&cut), OK : status;
     int64_t x_plane = x->shape[2] * x->shape[3], y_plane = dy->shape[2] * dy->shape[3], w_out = w->shape[1] * w->shape[2] * w->shape[3];
     dnnl_status_t worst = dnnl_success;
 #pragma omp parallel for schedule(dynamic)

@@ -270,12 +270,12 @@ Status KERNEL(head_part)(View *stats, View *sums, View *label_rows, const View *
     int32_t *list = rows ? scratch_alloc(list_bytes) : NULL;
     Scratch scratch = {0};
     Status status = rows && !list ? ERR_MEMORY : OK;
-    count = list ? tokens_list(list, labels, rows) : 0;
+    count = !list ? 0 : scratch_only() ? rows : tokens_list(list, labels, rows);
     /* Equal groups, for which w passes again. */
     int64_t groups = count_of(count, ROWS_AT_ONCE), at_once = groups ? count_of(count_of(count, groups), BLOCK_ROWS) * BLOCK_ROWS : 0;
     if (count && w->shape[0] && !scratch_take(&h, &scratch, at_once))
         status = ERR_MEMORY;
-    for (int64_t from = 0; from < count && scratch.data; from += at_once) {
+    for (int64_t from = 0; from < count && scratch.data && !scratch_only(); from += at_once) {
         h.tokens = list + from;
         h.count = least(at_once, count - from);
 #pragma omp parallel
@@ -417,7 +417,7 @@ static Status weight_gradient(View *stats, View *dw, View *dbias, const View *x,
     float *gradients = scratch_alloc(bytes);
     if (!(list = scratch_alloc(list_bytes)) || !gradients || !scratch_take(&h, &scratch, at_once))
         status = ERR_MEMORY;
-    for (int64_t t = 0, next; t < count && status == OK; t = next) { /* all tiles that fit */
+    for (int64_t t = 0, next; t < count && status == OK && !scratch_only(); t = next) { /* all tiles that fit */
         int32_t *relative = list + rows;
         for (next = t; next < count && (next == t || tiles[next + 1] - tiles[t] <= at_once); next++)
             relative[next - t] = tiles[next] - tiles[t];
@@ -457,7 +457,7 @@ Status KERNEL(head_loss)(View *nll, View *dx, View *dw, View *dbias, const View 
     Status status = KERNEL(head_part)(&stats, dx ? &sums : NULL, dx ? &label_rows : NULL, x, w, labels, 0, form);
     if (status == OK && (dw || dbias))
         status = weight_gradient(&stats, dw, dbias, x, w, labels, starts, scale, form);
-    if (status == OK)
+    if (status == OK && !scratch_only())
         status = KERNEL(head_end)(nll, dx, &stats, dx ? &sums : NULL, dx ? &label_rows : NULL, labels, scale, form);
     scratch_free(kept, bytes);
     return status;

@@ -218,6 +218,8 @@ Status KERNEL(linear_decode)(View *y, const View *x, const View *w, const View *
     int64_t out = w->shape[0], n = lora ? view_rows(x) * lora->a->shape[0] : 0;
     if (n > SMALL && !(d.h = scratch_alloc((size_t)n * sizeof *d.h)))
         return ERR_MEMORY;
+    if (scratch_only())
+        return scratch_free(n > SMALL ? d.h : NULL, (size_t)n * sizeof *d.h), OK;
     if (lora)
         adapter_run(&d);
     int64_t run = w->stride[1] == 1 ? TOGETHER : 8 * LANES; /* the threads' shares are whole runs, so tails are the matrix's own */

@@ -132,7 +132,7 @@ Status KERNEL(lora_backward)(View *da, View *db, const View *dh, const View *dy,
         return status;
     size_t scratch_bytes = (size_t)(words + threads * own_words) * sizeof(float);
     float *scratch = scratch_alloc(scratch_bytes);
-    if (scratch) {
+    if (scratch && !scratch_only()) {
         sums[0].packed = scratch;
         sums[1].packed = scratch + TILES_AT_ONCE * sums[0].words;
         sums_run(sums, tiles, count, scratch + words, own_words);

@@ -168,8 +168,8 @@ static Status norm_backward(const Norm *a, const View *starts) {
         int32_t *tiles;
         size_t bytes;
         Status status = tiles_make(&tiles, &count, &bytes, starts, rows);
-        if (status != OK)
-            return status;
+        if (status != OK || scratch_only())
+            return scratch_free(status == OK ? tiles : NULL, bytes), status;
         int64_t heads = width ? view_count(a->dw ? a->dw : a->db) / width : 1, strips = (width + STRIP - 1) / STRIP;
 #pragma omp parallel for schedule(static) if (rows * width >= 32768)
         for (int64_t strip = 0; strip < strips * heads; strip++) {
@@ -180,6 +180,8 @@ static Status norm_backward(const Norm *a, const View *starts) {
         }
         scratch_free(tiles, bytes);
     }
+    if (scratch_only())
+        return OK;
 #pragma omp parallel for schedule(static) if (rows * width >= 32768)
     for (int64_t r = 0; r < rows; r++) {
 #define ROW(yd, xd) row_backward(a, r, yd, xd)

@@ -359,8 +359,8 @@ Status KERNEL(product)(const Product *p) {
     int64_t words = job.at_once * (job.cuts * job.a_words + job.h_words) + job.left_panels * job.low_words + job.threads * own_words;
     size_t bytes = (size_t)words * sizeof(float);
     float *scratch = scratch_alloc(bytes);
-    if (!scratch)
-        return ERR_MEMORY;
+    if (!scratch || scratch_only())
+        return scratch_free(scratch, bytes), scratch ? OK : ERR_MEMORY;
     job.a = scratch;
     job.h = job.a + job.at_once * job.cuts * job.a_words;
     job.left = job.h + job.at_once * job.h_words;

@@ -79,7 +79,8 @@ Status KERNEL(sum_rows)(View *y, const View *x, const View *starts) {
     Status status = tiles_make(&tiles, &count, &bytes, starts, view_rows(x));
     if (status != OK)
         return status;
-    KERNEL(row_sum)(y, x, tiles, count);
+    if (!scratch_only())
+        KERNEL(row_sum)(y, x, tiles, count);
     scratch_free(tiles, bytes);
     return OK;
 }

@@ -110,8 +110,8 @@ Status KERNEL(scan)(View *y, View *state, const View *x, const View *dt, const V
     int threads = omp_in_parallel() || view_count(x) * j.dims < 1 << 15 ? 1 : omp_get_max_threads();
     size_t bytes = (size_t)(step_words(&j) + decay_words(&j) + own * threads) * sizeof(float);
     float *scratch = scratch_alloc(bytes);
-    if (!scratch)
-        return ERR_MEMORY;
+    if (!scratch || scratch_only())
+        return scratch_free(scratch, bytes), scratch ? OK : ERR_MEMORY;
     prepare(&j, scratch, scratch + step_words(&j), dt, a_log, bias, limits);
     float *held = scratch + step_words(&j) + decay_words(&j);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
@@ -236,7 +236,9 @@ Status KERNEL(scan_backward)(View *dx, View *ddt, View *db, View *dc, View *da_l
     int64_t rows = view_rows(x), sequences = view_count(starts) - 1, most = 0;
     if (!rows)
         return OK;
-    for (int64_t s = 0; s < sequences; s++)
+    if (scratch_only()) /* at most: starts may have no values */
+        most = rows;
+    for (int64_t s = 0; s < sequences && !scratch_only(); s++)
         most = j.starts[s + 1] - j.starts[s] > most ? j.starts[s + 1] - j.starts[s] : most;
     j.lots = least(LOTS, j.heads / j.groups);
     j.dy = dy, j.dx = dx;
@@ -248,8 +250,8 @@ Status KERNEL(scan_backward)(View *dx, View *ddt, View *db, View *dc, View *da_l
     zeros = step_words(&j) + 2 * lot_words + da + sums;
     size_t bytes = (size_t)(step_words(&j) + decay_words(&j) + zeros + own * threads) * sizeof(float);
     float *scratch = scratch_alloc(bytes);
-    if (!scratch)
-        return ERR_MEMORY;
+    if (!scratch || scratch_only())
+        return scratch_free(scratch, bytes), scratch ? OK : ERR_MEMORY;
     prepare(&j, scratch, scratch + step_words(&j), dt, a_log, bias, limits);
     j.dsteps = scratch + step_words(&j) + decay_words(&j);
     j.db = j.dsteps + step_words(&j);

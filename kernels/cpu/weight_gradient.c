@@ -16,9 +16,9 @@ Status KERNEL(linear_backward_weight)(View *dw, View *dbias, const View *dy, con
         if (!(scratch = scratch_alloc(sum_bytes)))
             status = ERR_MEMORY;
     }
-    if (status == OK && dw)
+    if (status == OK && dw && !scratch_only())
         KERNEL(token_sum)(&sum, tiles, count, scratch);
-    if (status == OK && dbias)
+    if (status == OK && dbias && !scratch_only())
         KERNEL(row_sum)(dbias, dy, tiles, count);
     scratch_free(scratch, sum_bytes);
     scratch_free(tiles, bytes);

@@ -30,6 +30,15 @@ function batch.from_ids(input_ids, labels, first_row, own)
   }
 end
 
+-- A batch of so many rows of one length for a dry run: shapes, no tokens.
+function batch.example(rows, length)
+  local tokens, starts = rows * length, {}
+  for r = 0, rows do starts[r + 1] = r * length end
+  local function of(dtype) return tensors.new(dtype, { tokens }) end
+  return { ids = of "i32", positions = of "i32", labels = of "i32", starts = tensors.from_table(starts, "i32"), rows = of "i64",
+    longest = length, supervised = tokens, tokens = tokens }
+end
+
 function batch.free(b)
   for _, t in pairs(b) do if tensors.is_tensor(t) then t:free() end end
 end

@@ -1,4 +1,5 @@
--- The key-value cache of generation: for each block, keys and values (sequences, capacity, kv_heads, head_size).
+-- The cache of generation: for each block with attention, keys and values (sequences, capacity, kv_heads, head_size), and for one whose mixer
+-- carries states from token to token, those: f32 (sequences, ...), which do not grow.
 -- Capacity doubles as needed; every sequence has its own slot and length.
 local core = require "onn.core.ops"
 local tensors = require "onn.core.tensor"
@@ -9,11 +10,18 @@ Cache.__index = Cache
 -- A cache for `slots` sequences of a model, the net's own if it has one; capacity is a first guess in tokens.
 function Cache.new(model, slots, capacity)
   if model.net.cache then return model.net.cache(model, slots, capacity) end
-  local self = setmetatable({ model = model, slots = slots, capacity = 0, lengths = {}, blocks = {}, shapes = {} }, Cache)
+  local self = setmetatable({ model = model, slots = slots, capacity = 0, lengths = {}, blocks = {}, shapes = {}, state = {} }, Cache)
   for _, stage in ipairs(model.stages) do
     if stage.mixer and stage.mixer.cache then
-      local heads, k, v = stage.mixer.cache(model.sizes)
+      local heads, k, v = stage.mixer.cache(model.sizes, stage.index)
       self.shapes[stage.index] = { heads = heads, k = k, v = v }
+    end
+    if stage.mixer and stage.mixer.state then
+      local own = {}
+      for name, shape in pairs(stage.mixer.state(model.sizes)) do
+        own[name] = tensors.keep(tensors.zeros("f32", { slots, unpack(shape) }))
+      end
+      self.state[stage.index] = own
     end
   end
   for s = 1, slots do self.lengths[s] = 0 end
@@ -54,6 +62,13 @@ function Part:attend(layer, q, k, v, mask)
   return (core.attention(q, keys, values, self.q_starts, self.k_starts, true, mask.window or 0, mask.scale, false, mask))
 end
 
+-- The borders of the part's tokens, and the layer's states of its slot by name.
+function Part:states(layer)
+  local own = {}
+  for name, t in pairs(self.cache.state[layer]) do own[name] = t:narrow(1, self.slot, 1) end
+  return self.q_starts, own
+end
+
 -- The next n tokens of slot's prompt, for ctx.cache; several parts may be under way, each slot's in order. The caller has made room,
 -- and frees the part.
 function Cache:part(slot, n)
@@ -79,12 +94,16 @@ function Cache:attend(layer, q, k, v, mask)
   return core.attention_decode(q, block.k, block.v, self.valid, mask.window or 0, mask.scale, mask)
 end
 
+-- Decoding: the borders of one row of every slot, and the layer's states by name.
+function Cache:states(layer) return self.starts, self.state[layer] end
+
 -- Prepares for one row of every slot; finish with advance().
 function Cache:decode()
-  local valid = {}
+  local valid, starts = {}, {}
   for s = 1, self.slots do valid[s] = self.lengths[s] + 1 end
+  for s = 0, self.slots do starts[s + 1] = s end
   self:reserve(math.max(unpack(valid)))
-  self.valid = tensors.from_table(valid, "i32")
+  self.valid, self.starts = tensors.from_table(valid, "i32"), tensors.from_table(starts, "i32")
 end
 
 function Cache:advance()
@@ -93,7 +112,8 @@ end
 
 function Cache:free()
   for _, block in pairs(self.blocks) do block.k:free() block.v:free() end
-  self.blocks = {}
+  for _, own in pairs(self.state) do for _, t in pairs(own) do t:free() end end
+  self.blocks, self.state = {}, {}
 end
 
 return Cache

@@ -4,6 +4,9 @@ local tensors = require "onn.core.tensor"
 
 local changes = {}
 
+-- Is it the same after training that leaves it alone? Running statistics may move, and counters are no numbers to sum.
+local function stays(stage, t) return not t.dtype and not (t.state and stage.batch_statistics) end
+
 local function fingerprint(t)
   local flat = t:view { t:numel() }
   return ("%.17g/%.17g"):format((core.total(flat, false)), (core.total(flat, true)))
@@ -28,7 +31,7 @@ function changes.record(model, params)
       local w = used_weight(stage, t)
       if moved[t.name] then
         one.trained[t.name] = fingerprint(moved[t.name])
-      elseif w and (t.vector or not model.ring) then -- what passes through the ring is read from the file each time
+      elseif w and stays(stage, t) and (t.vector or not model.ring) then -- what passes through the ring is read from the file each time
         one.frozen[t.name] = fingerprint(w)
       end
     end

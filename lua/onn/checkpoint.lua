@@ -53,7 +53,7 @@ function checkpoint.save(out, step, write_model, params, optimizer, state)
     local moments = {}
     for _, p in ipairs(params) do
       moments["value." .. p.name] = p.value
-      if optimizer.m[p.name] then moments["m." .. p.name], moments["v." .. p.name] = optimizer.m[p.name], optimizer.v[p.name] end
+      for _, moment in ipairs { "m", "v" } do moments[moment .. "." .. p.name] = optimizer[moment][p.name] end
     end
     good, wrong, kind = stores.write(part .. "/optimizer.safetensors", moments, { format = "pt" })
     if not good then return nil, wrong, kind end
@@ -119,7 +119,7 @@ function checkpoint.restore(path, params, optimizer)
     value, message, code = store:read(name)
     if not value then return nil end
     read[name], expected = value, expected + 1
-    if value:dtype() == "f32" and same_shape(value, like) then return true end
+    if value:dtype() == like:dtype() and same_shape(value, like) then return true end
     message, code = ("%s/optimizer.safetensors: tensor '%s' does not have this run's shape"):format(path, name), "format"
   end
   local ok = true
@@ -156,7 +156,7 @@ end
 
 -- What a run is, where a checkpoint's place in the data and its numbers depend on it: `exact` must be the same to go on, `free` may differ.
 local exact = { "data", "batch", "seq_len", "pack", "shuffle", "seed" }
-local free = { "total", "lr", "schedule", "warmup", "clip", "weight_decay", "dropout", "alpha", "loss" }
+local free = { "total", "optimizer", "momentum", "lr", "schedule", "warmup", "clip", "weight_decay", "dropout", "alpha", "loss" }
 
 local function text_of(value)
   if value == nil or value == json.null then return "none" end

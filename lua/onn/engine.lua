@@ -63,6 +63,7 @@ function Engine.open(path, options)
   local machine = runtime.apply(opt)
   local model = assert(Model.open(path, { dtype = opt.dtype }))
   if #model.missing > 0 then error(model:why_not(), 2) end
+  if model:unfit "tokens" then error(model:unfit "tokens", 2) end
   local self = setmetatable({ model = model, machine = machine, opt = opt }, Engine)
   self.tokenizer = Tokenizer.open(model.directory)
   load_for_text(self, {}, opt)

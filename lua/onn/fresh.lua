@@ -19,7 +19,7 @@ local fresh = {}
 local tokenizer_files = { "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja" }
 
 -- text: the JSON itself, config.json's path, or a directory with one. A missing vocab_size becomes `vocabulary`.
--- Returns the config of an architecture that can be trained, or nil, message, code.
+-- Returns the config of an architecture that can be trained, and what its data are ("images", or nil: text); or nil, message, code.
 function fresh.config(text, vocabulary)
   local config, message, code
   if text:find "^%s*{" then
@@ -29,9 +29,13 @@ function fresh.config(text, vocabulary)
     config, message, code = files.read_json(stat and stat.kind == "directory" and text .. "/config.json" or text)
   end
   if not config then return nil, message, code end
-  config.vocab_size = config.vocab_size or vocabulary
   local described, wrong = arch.describe(config)
+  if not described or described.net.data ~= "images" then
+    config.vocab_size = config.vocab_size or vocabulary
+    described, wrong = arch.describe(config)
+  end
   if not described then return nil, table.concat(wrong, "; "), "format" end
+  if described.net.data == "images" then return config, described.net.data end
   -- What CONFIG left to the family's defaults is written down: other readers' defaults may differ.
   for key, name in pairs(described.family.config) do
     if config[name] == nil then config[name] = described.sizes[key] end
@@ -175,10 +179,11 @@ function fresh.weights(directory, config, seed)
     return nil, ("the new model's weights alone are %s, the budget is %s"):format(units.bytes(needed), units.bytes(memory.budget))
   end
   config.dtype, config.torch_dtype = "float32", "float32"
+  local images = described.net.data == "images"
   local generation = { bos_token_id = config.bos_token_id, eos_token_id = config.eos_token_id }
   local ok, message, code = system.write_file(directory .. "/config.json", json.encode(config, { pretty = true }) .. "\n")
   local text = json.encode(generation, { pretty = true }) .. "\n"
-  if ok then ok, message, code = system.write_file(directory .. "/generation_config.json", text) end
+  if ok and not images then ok, message, code = system.write_file(directory .. "/generation_config.json", text) end
   if not ok then return nil, message, code end
   return scope(function()
     local values = {}

@@ -12,8 +12,9 @@ local merge = {}
 -- errors and of the changes, the largest error.
 local function folding(one, cost)
   return function(rows, first, dtype)
-    local B = one.B:narrow(1, first + 1, rows:size(1))
-    local change = core.affine(core.matmul(B, one.A), one.scale, 0)
+    local rank = one.A:size(1) -- convolutions' are matrices, too: B has windows of a single pixel
+    local B = one.B:narrow(1, first + 1, rows:size(1)):view { rows:size(1), rank }
+    local change = core.affine(core.matmul(B, one.A:view { rank, one.A:numel() / rank }), one.scale, 0):view(rows:shape())
     local exact = core.binary(rows:to "f32", change, "add")
     local _, bad = core.total(exact, false)
     if bad > 0 then return nil, ("the merged weight '%s' is not finite"):format(one.name), "format" end
@@ -39,6 +40,11 @@ function merge.run(opt)
   local adapter
   adapter, message, code = lora.load(model, opt.adapter)
   if not adapter then return nil, message, code end
+  for _, item in ipairs(model:linear_layers()) do
+    if item.layer.adapter and (item.layer.groups or 1) > 1 then
+      return nil, ("'%s' has %d groups: an adapter on it cannot be merged"):format(item.layer.name, item.layer.groups), "unsupported"
+    end
+  end
   local values, cost = {}, { squares = 0, change = 0, largest = 0 }
   local tensor = {}
   for _, item in ipairs(model:linear_layers()) do tensor[item.layer.name] = item.layer.tensor end

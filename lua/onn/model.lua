@@ -5,7 +5,9 @@ local core = require "onn.core.tensor"
 local files = require "onn.files"
 local missing = require "onn.missing"
 local numbers = require "onn.core.ops"
+local query_scales = require "onn.nn.query_scales"
 local rope = require "onn.nn.rope"
+local sinusoids = require "onn.nn.sinusoids"
 local scope = require "onn.scope"
 local stores = require "onn.core.store"
 local system = require "onn.core.system"
@@ -25,6 +27,22 @@ local function choose_dtype(wanted, store)
   local _, native = core.backend()
   return native and (bytes.BF16 or 0) + (bytes.F16 or 0) > (bytes.F32 or 0) and "bf16" or "f32"
 end
+
+-- Fills in what a description (of onn.arch) says, in an arithmetic's dtype; self.store has the tensors' headers.
+local function follow(self, described, dtype)
+  self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
+  self.net, self.run, self.dtype = described.net, described.net.forward, dtype
+  local c = self.sizes
+  self.angles = c.rope and rope.new(c.rope, c.interleaved, c.rope_backwards)
+  self.local_angles = c.rope_of_windows and rope.new(c.rope_of_windows, c.interleaved)
+  self.slopes = c.alibi and alibi.new(c.heads, c.slope_scale)
+  self.sinusoids = c.sinusoids and sinusoids.new(c.sinusoids, c.width)
+  self.query_scales = c.query_scale and query_scales.new(c.query_scale)
+  return self
+end
+
+-- A model of which there is no more than a description and a store's headers, for plans; {info = function(store, name)}.
+function Model.described(described, dtype, store) return follow(setmetatable({ store = store }, Model), described, dtype) end
 
 -- A weight stored (in, out) as the products take it.
 local function transposed(w)
@@ -82,14 +100,11 @@ function Model.open(path, opt)
     return self
   end
   self.missing, self.seed = arch.check(described, store, opt.classes ~= nil), opt.seed or 0
-  self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
-  self.net, self.run = described.net, described.net.forward
-  self.dtype = self.net.dtype or choose_dtype(opt.dtype, store)
-  local c = self.sizes
-  self.angles = c.rope and rope.new(c.rope, c.interleaved, c.rope_backwards)
-  self.local_angles = c.rope_of_windows and rope.new(c.rope_of_windows, c.interleaved)
-  self.slopes = c.alibi and alibi.new(c.heads, c.slope_scale)
-  return self
+  local only = described.net.dtype
+  if only and opt.dtype and opt.dtype ~= "auto" and opt.dtype ~= only then
+    table.insert(self.missing, ("%s is computed in %s alone, not in %s"):format(described.family.name, only, opt.dtype))
+  end
+  return follow(self, described, only or choose_dtype(opt.dtype, store))
 end
 
 -- Opens a Lua file that defines a model (onn.nn), with the weights of the .safetensors file beside it that has its name, or with new
@@ -107,9 +122,7 @@ function Model.open_definition(path, opt)
   local self = setmetatable({ path = path, directory = path:match "^(.*)/[^/]*$" or ".", store = store or definition.no_store,
     unwritten = not written, resident = false, config = {}, seed = opt.seed or 0 }, Model)
   self.missing = arch.check(described, self.store, not written)
-  self.family, self.sizes, self.stages = described.family.name, described.sizes, described.stages
-  self.net, self.run, self.dtype = described.net, described.net.forward, described.net.dtype
-  return self
+  return follow(self, described, described.net.dtype)
 end
 
 -- Reads a tensor of a stage in `dtype` (nil: as it is stored), or makes it: as its net begins, else matrices normal with deviation
@@ -126,7 +139,7 @@ end
 function Model:load_stage(stage)
   local weights = {}
   for _, t in ipairs(stage.tensors) do
-    local dtype = t.vector and "f32" or (self.dtype == "bf16" and "bf16" or nil)
+    local dtype = t.dtype or t.vector and "f32" or (self.dtype == "bf16" and "bf16" or nil)
     local w, message, code = self:read(t, dtype)
     if not w then return nil, message, code end
     weights[t.role] = core.keep(t.transposed and transposed(w) or w)
@@ -170,6 +183,12 @@ end
 
 -- One line that says what is missing to run this model.
 function Model:why_not() return ("%s cannot be run: %s"):format(self.path, missing(self.missing)) end
+
+-- One line where the model's batches hold something other than `kind` ("tokens" or "images"), else nil.
+function Model:unfit(kind)
+  local data = self.net.data or "tokens"
+  return data ~= kind and ("%s takes %s, not %s"):format(self.path, data, kind) or nil
+end
 
 function Model:parameters()
   local total = 0
@@ -297,7 +316,7 @@ end
 
 function Model:close()
   self:unload()
-  for _, table in pairs { self.angles or false, self.local_angles or false, self.slopes or false } do if table then table:free() end end
+  for _, name in ipairs { "angles", "local_angles", "slopes", "query_scales", "sinusoids" } do if self[name] then self[name]:free() end end
   self.store:close()
 end
 

@@ -15,6 +15,8 @@ local config_names = { f32 = "float32", bf16 = "bfloat16", f16 = "float16" }
 
 local dtypes = { F32 = "f32", BF16 = "bf16", F16 = "f16", I8 = "i8", U8 = "u8", I32 = "i32", I64 = "i64", BOOL = "bool" }
 
+local floating = { F32 = true, BF16 = true, F16 = true }
+
 local PIECE = 2 ^ 26 -- bytes of working memory for rows that pass through it, at most
 
 -- f(rows, first) for the rows of a stored tensor, as many at once as `each` bytes of an element allow; all of one that is no matrix.
@@ -50,7 +52,7 @@ local function write_all(model, writer, values, dtype)
   for _, name in ipairs(names) do
     local value, info = values[name], store:info(name)
     local given = tensors.is_tensor(value)
-    kinds[name] = given and value:dtype() or dtype or dtypes[info.dtype]
+    kinds[name] = given and value:dtype() or floating[info.dtype] and dtype or dtypes[info.dtype] -- counters stay whole numbers
     if not kinds[name] then
       return nil, ("%s: tensor '%s' is %s, which is not computed with"):format(info.file, name, info.dtype), "unsupported"
     end

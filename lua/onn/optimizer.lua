@@ -49,6 +49,7 @@ function Optimizer.new(path, options)
   local analysis, model = inspect.analyse(path, { dtype = opt.dtype })
   if not analysis then error(model, 0) end
   if not analysis.runnable then error(model:why_not(), 0) end
+  if model:unfit "tokens" then error(model:unfit "tokens", 0) end
   self.analysis, self.model = analysis, model
   self.budget = math.min(opt.memory or math.huge, opt.ram or math.huge, runtime.default_budget())
   opt.seq_len = math.min(opt.seq_len, model.sizes.positions)

@@ -116,9 +116,11 @@ function Log:scalars(step, values)
   end
 end
 
-function Log:evaluated(loss)
-  if loss and self.board then self:scalars(self.last_step, { eval_loss = loss }) end
-  if loss then cli.note("step %d  held-out loss %.4f", self.last_step, loss) end
+function Log:evaluated(loss, accuracy)
+  if loss and self.board then self:scalars(self.last_step, { eval_loss = loss, eval_accuracy = accuracy }) end
+  if loss then
+    cli.note("step %d  held-out loss %.4f%s", self.last_step, loss, accuracy and (", accuracy %.2f %%"):format(100 * accuracy) or "")
+  end
 end
 
 -- What knowing the frozen stages' output has brought, against what bytes and operations allow: their limits' ratio. `known` holds the
@@ -164,7 +166,8 @@ function Log:summary(session, out, peak, plot)
   local first, last = self.losses[1], self.losses[#self.losses]
   local result = { out = out, steps = session.step, skipped = session.skipped,
     loss_first = first and first[2], loss_last = last and last[2],
-    eval_before = finite(self.before), eval_after = finite(self.after), tokens = self.tokens, seconds = self.seconds, tokens_per_s = rate,
+    eval_before = finite(self.before), eval_after = finite(self.after), eval_accuracy = self.accuracy,
+    tokens = self.tokens, seconds = self.seconds, tokens_per_s = rate,
     limit_share = share, limit_seconds = least, bound = bound, bytes_streamed = self.work.bytes_streamed, bytes_spilled = self.work.bytes_written,
     bytes_fetched = self.work.bytes_fetched, flops = self.work.flops,
     peak_flops = self.facts.rates.flops, disk_bytes_per_s = (self.work.bytes_read or 0) > 0 and self.facts.rates.disk() or nil,
@@ -176,6 +179,7 @@ function Log:summary(session, out, peak, plot)
   if #self.losses > 2 and not cli.is_quiet() then io.stderr:write(plot.line(self.losses, { title = "loss" }), "\n") end
   if first then cli.print(("loss      %.4f -> %.4f over %d steps"):format(first[2], last[2], session.step)) end
   if self.before and self.after then cli.print(("held out  %.4f -> %.4f"):format(self.before, self.after)) end
+  if self.accuracy then cli.print(("accuracy  %.2f %% of the held-out images"):format(100 * self.accuracy)) end
   if rate then
     cli.print(("speed     %.0f tokens/s; peak %s, predicted %s"):format(rate, units.bytes(peak), units.bytes(self.facts.plan.peak)))
     cli.print(("limit     %.0f %% of it, bound by %s: %s took %s"):format(100 * share, bound, work_line(self.work, self.facts.rates),

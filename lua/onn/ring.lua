@@ -144,7 +144,7 @@ local function bind(self)
     stage.weights = weights
     for _, t in ipairs(stage.tensors) do
       if t.vector then
-        local value, message, code = model:read(t, "f32")
+        local value, message, code = model:read(t, t.dtype or "f32")
         if not value then return nil, message, code end
         weights[t.role] = tensors.keep(value)
       end

@@ -5,6 +5,7 @@ local arch = require "onn.arch"
 local core = require "onn.core.ops"
 local lora = require "onn.nn.lora"
 local linear = require "onn.nn.linear"
+local Model = require "onn.model"
 local ops = require "onn.ops"
 local optim = require "onn.optim"
 local plan = require "onn.plan"
@@ -138,8 +139,8 @@ function seed_workload.true_model()
   end
   local layers = {}
   for _, index in ipairs { 0, 1, 2, 3, 36, 37, 38, 39 } do layers[index] = true end
-  local store = { info = function(_, name) return { bytes = bytes[name] } end }
-  local model = { sizes = d.sizes, stages = d.stages, dtype = "f32", store = store }
+  local store = { info = function(_, name) return { bytes = bytes[name], dtype = "BF16" } end }
+  local model = Model.described(d, "f32", store)
   local costs = plan.training(model, { rank = seed_workload.rank, layers = layers, batch = 1, micro_batch = 1,
     seq_len = seed_workload.tokens_per_sample, recompute = "off" })
   return { parameters = parameters, bytes = 2 * parameters, flops_per_sample = costs.flops_per_token * seed_workload.tokens_per_sample }

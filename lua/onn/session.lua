@@ -23,9 +23,9 @@ Session.defaults = { rank = 8, dropout = 0, targets = "all-linear", lr = 2e-4, s
 
 Session.patience = 5 -- updates in a row that may be skipped for numbers that are not finite
 
--- opt: Session.defaults' keys, alpha (default 2 * rank), layers (set of block numbers, or nil), full, adapter (directory to go on
--- from), attached (an adapter on the model to go on from), recompute, sweep (more of onn.sweep's options, as a plan has them), carries
--- (onn.carries' options), prefix (an onn.prefix), total_steps. Returns the session, or nil, message, code.
+-- opt: Session.defaults' keys, optimizer ("adamw" or "sgd"), momentum, alpha (default 2 * rank), layers (set of block numbers, or nil),
+-- full, adapter (directory to go on from), attached (an adapter on the model to go on from), recompute, sweep (more of onn.sweep's options,
+-- as a plan has them), carries (onn.carries' options), prefix (an onn.prefix), total_steps. Returns the session, or nil, message, code.
 function Session.new(model, opt)
   local given = opt._given or opt
   local self = setmetatable({ model = model, step = 0, skipped = 0, skipped_in_row = 0, opt = {}, prefix = opt.prefix,
@@ -42,6 +42,10 @@ function Session.new(model, opt)
       if wanted and stage.kind == "block" and opt.layers[stage.index] then wanted[i] = true end
     end
     self.params = full.parameters(model, wanted)
+    if model.net.train_mode then
+      model.net.train_mode(model, wanted)
+      self.state = model.net.state(model)
+    end
   else
     if opt.attached then self.adapter = opt.attached
     elseif opt.adapter then self.adapter, message, code = lora.load(model, opt.adapter)
@@ -57,7 +61,8 @@ function Session.new(model, opt)
     self.adapter.saved = #whole > 0 and whole or nil
   end
   if opt.carried then self.memory = model.net.memory(model, opt.batch) end
-  self.optimizer = optim.adamw.state()
+  self.optim = optim[opt.optimizer or "adamw"]
+  self.optimizer = self.optim.state()
   self.rate = schedule.new { kind = opt.schedule, warmup = opt.warmup, total = opt.total_steps or 1 }
   return self
 end
@@ -109,7 +114,7 @@ function Session:update(micros, epoch)
     self.skipped_in_row = 0
     local scale = opt.clip > 0 and norm > opt.clip and opt.clip / norm or 1
     if supervised > 0 then
-      optim.adamw.step(self.params, self.optimizer, opt, lr, scale)
+      self.optim.step(self.params, self.optimizer, opt, lr, scale)
       self.moved = self.moved or (lr >= 1e-6 and norm > 0) -- a smaller step may vanish in f32
     end
   end
@@ -144,10 +149,18 @@ function Session:ahead(iterate, tokens, ram)
   end
 end
 
+-- What a checkpoint keeps: the parameters, and running statistics that training moves.
+local function kept(self)
+  local list = {}
+  for _, p in ipairs(self.params) do list[#list + 1] = p end
+  for _, s in ipairs(self.state or {}) do list[#list + 1] = s end
+  return list
+end
+
 -- The first trained tensor with values that are not finite, and how many; nil if all are.
 function Session:not_finite()
-  for _, p in ipairs(self.params) do
-    local _, bad = core.total(p.value, true)
+  for _, p in ipairs(kept(self)) do
+    local bad = p.value:dtype() ~= "i64" and select(2, core.total(p.value, true)) or 0
     if bad > 0 then return p.name, bad end
   end
 end
@@ -169,16 +182,14 @@ function Session:save(directory)
   if name then return nil, ("'%s' holds %d values that are not finite: it is not saved"):format(name, bad), "format" end
   if self.adapter then return lora.save(self.model, self.adapter, directory) end
   local values = {}
-  for _, p in ipairs(self.params) do values[p.name] = p.value end
+  for _, p in ipairs(kept(self)) do values[p.name] = p.value end
   return model_files.write(self.model, directory, values, "f32")
 end
 
--- What a checkpoint holds the values of: the trained tensors, and the state that is carried on.
+-- What a checkpoint holds the values of: that, and the state that is carried on.
 local function held(self)
-  if not self.memory then return self.params end
-  local list = {}
-  for _, p in ipairs(self.params) do list[#list + 1] = p end
-  for _, one in ipairs(self.memory:saved()) do list[#list + 1] = one end
+  local list = kept(self)
+  for _, one in ipairs(self.memory and self.memory:saved() or {}) do list[#list + 1] = one end
   return list
 end
 

@@ -26,7 +26,7 @@ local Run = {}
 Run.__index = Run
 
 local function new_run(model, micros, opt)
-  local last, lowest = #model.stages, sweep.lowest(model)
+  local last, lowest = #model.stages, opt.lowest or sweep.lowest(model)
   local self = setmetatable({ model = model, last = last, lowest = lowest, items = {}, count = #micros, first = 1, prefix = opt.prefix,
     carries = opt.carries or Carries.new { quota = math.huge }, together = opt.head_together or #micros,
     back = opt.training and lowest <= last }, Run)
@@ -105,12 +105,25 @@ local function record(t, step, carry)
   end))
 end
 
--- Stage i under a fresh tape; returns the tape and the new carry.
-local function taped(self, i, carry, item)
-  local model, t = self.model, tape.new()
-  if i > self.lowest then t:watch(carry.hidden) end
-  return t, record(t, function(c) return model.run(model.sizes, model.stages[i], c, item.ctx) end, carry)
+-- Stage i under a fresh tape, which walks back to the carry's hidden state if that is `watched`; returns the tape and the new carry.
+local function taped(model, i, carry, ctx, watched)
+  local t = tape.new()
+  if watched then t:watch(carry.hidden) end
+  return t, record(t, function(c) return model.run(model.sizes, model.stages[i], c, ctx) end, carry)
 end
+sweep.taped = taped
+
+-- Walks a tape back from `out`, whose gradient is dy, and frees it; returns the gradient of `before`, nil where that is nil.
+local function walked(t, out, dy, before, starts)
+  local began = tensors.serial()
+  local dx = scope(function()
+    local g = t:backward({ [out] = dy }, starts)[before or false]
+    return g and tensors.serial(g) <= began and g:clone() or g -- the head's own goes with its tape
+  end)
+  t:release()
+  return dx
+end
+sweep.walked = walked
 
 -- One micro-batch through stage i, which is not the last.
 function Run:step(i, item)
@@ -121,7 +134,7 @@ function Run:step(i, item)
   local above = self.back and i >= self.lowest
   local kept = above and i >= self.keep_from
   if kept then
-    item.tapes[i], out = taped(self, i, carry, item)
+    item.tapes[i], out = taped(model, i, carry, item.ctx, i > self.lowest)
     item.ins[i], item.outs[i] = hidden, out.hidden
   else
     out = scope(model.run, model.sizes, model.stages[i], carry, item.ctx)
@@ -144,12 +157,7 @@ end
 -- The gradient of one micro-batch through stage i's tape, walked and freed.
 local function walk(self, i, item, t, out, dy)
   local before = item.ins[i]
-  local began = tensors.serial()
-  local dx = scope(function()
-    local g = t:backward({ [out] = dy }, item.base.starts)[before or false]
-    return g and tensors.serial(g) <= began and g:clone() or g -- the head's own goes with its tape
-  end)
-  t:release()
+  local dx = walked(t, out, dy, before, item.base.starts)
   if before then
     item.ins[i] = nil
     self:release("h", i, item)
@@ -171,7 +179,7 @@ function Run:head(items, total)
   model:run_head(items, function(item, step)
     item.carry = back and record(item.tapes[last], step, item.carry) or scope(step, item.carry)
   end, function(item)
-    total = core.running_sum(item.carry.nll, total)
+    total = item.ctx.dry and total or core.running_sum(item.carry.nll, total)
     local input = item.carry.last_hidden
     if input and input ~= item.carry.hidden then input:free() end
     if back then
@@ -206,7 +214,8 @@ function Run:backward()
         if rebuilt then
           local again
           item.ins[i] = i > 1 and self:get("h", i, item) or nil
-          t, again = taped(self, i, carry_of(item, item.ins[i]), item)
+          item.ctx.repeated = true -- running statistics have moved already
+          t, again = taped(self.model, i, carry_of(item, item.ins[i]), item.ctx, i > self.lowest)
           out = again.hidden
         end
         walk(self, i, item, t, out, self:get("g", i, item))
@@ -225,6 +234,19 @@ local function finish(run, ok, result)
   for _, item in ipairs(run.items) do for _, t in pairs(item.tapes) do t:release() end end
   run.carries:clear()
   error(result, 0)
+end
+
+-- The head's part of a run alone, for a dry run (onn.plan.memory): `hidden` makes what comes in for each micro-batch; ready() is called
+-- when they are all there. training: the way back, too.
+function sweep.dry_head(model, micros, training, hidden, ready)
+  local run = new_run(model, micros, { training = training, scale = 1, lowest = 1 })
+  for _, item in ipairs(run.items) do
+    item.ctx.dry = true
+    run:put("h", run.last, item, hidden(), run.last)
+  end
+  ready()
+  finish(run, pcall(run.head, run, run.items, 0))
+  run.carries:clear()
 end
 
 -- Adds gradients of scale * sum(nll) to the trained tensors' buffers.

@@ -50,7 +50,7 @@ class.__unm = function(a) return ops.neg(a) end
 class.__len = function(a) return a:size(1) end
 
 for _, name in ipairs { "exp", "log", "sqrt", "abs", "square", "tanh", "sigmoid", "relu", "silu", "gelu", "gelu_tanh",
-  "softmax", "matmul", "affine", "add", "sub", "mul", "div" } do
+  "relu6", "hardsigmoid", "hardswish", "softmax", "matmul", "affine", "add", "sub", "mul", "div" } do
   class[name] = ops[name]
 end
 -- Views, copies and conversions pass gradients on.

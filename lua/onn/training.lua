@@ -11,6 +11,8 @@ local training = {}
 local function given_of(opt) return opt._given or opt end
 
 local full_excludes = { "rank", "alpha", "dropout", "targets", "adapter" }
+local token_options = { "seq_len", "pack", "prompt_key", "completion_key", "template", "loss", "prefix_cache" }
+local image_options = { "image_size", "mean", "std" }
 local adapter_excludes = { "rank", "alpha", "targets", "layers" } -- the adapter's own say what they are
 
 local function flag(key) return "--" .. key:gsub("_", "-") end
@@ -41,9 +43,23 @@ end
 -- Does the net's state go on from update to update? It does where the rows of a long text follow each other.
 function training.carried(model, opt) return opt.pack == "stream" and model.net.memory ~= nil or nil end
 
+-- What of a recipe's options has no sense for this model's data: nil, or one line.
+function training.check_data(model, opt)
+  local images = model.net.data == "images"
+  for _, key in ipairs(images and token_options or image_options) do
+    if given_of(opt)[key] ~= nil then
+      return ("%s: this model takes %s"):format(flag(key), images and "images" or "text")
+    end
+  end
+  if images and opt.full and opt.micro_batch and opt.micro_batch < opt.batch then
+    return "--micro-batch: with --full batch norms take the statistics of the whole batch"
+  end
+end
+
 -- The plan of training `set` (of onn.data) with a recipe's options (budget among them): for its rows as long as they are. rates:
 -- onn.limit's; held_out: other rows that will go through the model as many at once, or nil.
 function training.plan(model, opt, set, rates, held_out)
+  if model.net.data == "images" then return require("onn.plan.images").training(model, opt, set, rates) end
   local rows = data.rows(set, { pack = opt.pack, seq_len = opt.seq_len }):info()
   local longest = rows.longest
   if held_out then longest = math.max(longest, data.rows(held_out, { pack = opt.pack, seq_len = opt.seq_len }):info().longest) end

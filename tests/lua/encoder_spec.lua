@@ -180,6 +180,7 @@ describe("an encoder", function()
     refused({ max_position_embeddings = 2 }, "leaves no place", "roberta")
     refused({ num_labels = "many" }, "'num_labels'", "bert_classes")
     refused({ id2label = { ["0"] = "a", ["2"] = "b" } }, "none for 1", "bert_classes")
+    refused({ classifier_pooling = "mean" }, "'classifier_pooling' is 'mean'", "modernbert")
     refused({ local_attention = -4 }, "'local_attention'", "modernbert")
   end)
 

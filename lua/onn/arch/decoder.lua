@@ -19,7 +19,8 @@ decoder.describe = sizes.describe
 local function part(kind) return require("onn.arch.parts." .. kind) end
 
 -- Collects a stage's tensors: add.linear(role, name, out, into, bias) for a product, which an adapter may sit on;
--- add.matrix and add.vector(role, name, shape) for the rest, a vector being what always rests in memory in f32.
+-- add.matrix and add.vector(role, name, shape, more) for the rest, a vector being what always rests in memory in f32. more.first: its first
+-- value, function(tensor, seed).
 local function collector(stage, prefix, transposed)
   local add = {}
   local function put(role, name, shape, more)
@@ -28,7 +29,11 @@ local function collector(stage, prefix, transposed)
     stage.tensors[#stage.tensors + 1] = t
     return t
   end
-  function add.vector(role, name, shape) return put(role, name, shape, { vector = true }) end
+  function add.vector(role, name, shape, more)
+    local t = put(role, name, shape, more)
+    t.vector = true
+    return t
+  end
   function add.matrix(role, name, shape, more) return put(role, name, shape, more) end
   function add.linear(role, name, out, into, bias)
     stage.layers[#stage.layers + 1] = { role = role, name = prefix .. name, out = out, into = into }
@@ -65,6 +70,9 @@ end
 -- The norms that a block may have: before each part, on its output, or on the sum that follows.
 local block_norms = { "norm1", "norm1_out", "norm1_sum", "norm2", "norm2_out", "norm2_sum" }
 
+-- The name of the norm `role` in a layer, nil if it has none. c.norm_names: where layers differ, those of each.
+local function norm_name(c, layer, role) return (c.norm_names and c.norm_names[layer] or c.names)[role] end
+
 local function block_stage(c, layer)
   local stage = new_stage(c.names.block:format(layer), "block", layer)
   local add = collector(stage, stage.name .. ".", c.transposed)
@@ -73,7 +81,7 @@ local function block_stage(c, layer)
   local function norms(from, to)
     for k = from, to do
       local role = block_norms[k]
-      local name = c.names[role]
+      local name = norm_name(c, layer, role)
       if name and (role ~= "norm2" or stage.feed) then norm.tensors(c, add, role, name, c.width) end
     end
   end
@@ -84,6 +92,7 @@ local function block_stage(c, layer)
     stage.feed.tensors(c, layer, add)
     norms(5, 6)
   end
+  if c.layer_scalar then add.vector("layer_scalar", c.names.layer_scalar, { 1 }) end
   return stage
 end
 
@@ -109,12 +118,17 @@ function decoder.stages(c)
   return stages
 end
 
+-- A tensor's first value in training from nothing, where its part says so.
+function decoder.first_value(_, t, seed) return t.first and t.first(t, seed) end
+
 -- The first carry of a batch {ids, positions, starts}: i32 tensors (tokens), (tokens), (sequences + 1).
 function decoder.start(model, batch)
   local longest = batch.longest or batch.ids:size(1)
   local carry = { ids = batch.ids, positions = batch.positions, starts = batch.starts,
     angles = model.angles and model.angles:upto(longest), local_angles = model.local_angles and model.local_angles:upto(longest) }
   if model.slopes then carry.slopes, carry.slopes_zero = model.slopes:upto(longest) end
+  if model.sinusoids then carry.sinusoids = model.sinusoids:upto(longest) end
+  if model.query_scales then carry.query_scales = model.query_scales:upto(longest) end
   return carry
 end
 
@@ -136,6 +150,7 @@ function forward.embedding(c, stage, carry, ctx)
     if c.position_offset then at = core.binary(at, tensors.from_table({ c.position_offset }, "i32"), "add") end
     x = ops.add(x, rows_of(w.position, at))
   end
+  if carry.sinusoids then x = ops.add(x, ops.embedding(carry.sinusoids, carry.positions, "f32")) end
   if c.names.embed_norm then x = norm.apply(c, stage, "embed_norm", x, "f32") end
   carry.hidden = x
   return carry
@@ -143,16 +158,19 @@ end
 
 -- What comes out of a part joins the residual stream.
 local function join(c, stage, x, y, number)
-  local n = c.names
-  if n[number .. "_out"] then y = norm.apply(c, stage, number .. "_out", y, "f32") end
+  if norm_name(c, stage.index, number .. "_out") then y = norm.apply(c, stage, number .. "_out", y, "f32") end
+  if c.depth_scaled then -- the sum of n blocks' parts keeps the size of one
+    local n = 2 * (stage.index + 1) + (number == "norm2" and 1 or 0)
+    x, y = ops.affine(x, math.sqrt((n - 1) / n), 0), ops.affine(y, 1 / math.sqrt(n), 0)
+  end
   if c.residual_scale then y = ops.affine(y, c.residual_scale, 0) end
   x = ops.add(x, y)
-  if n[number .. "_sum"] then x = norm.apply(c, stage, number .. "_sum", x, "f32") end
+  if norm_name(c, stage.index, number .. "_sum") then x = norm.apply(c, stage, number .. "_sum", x, "f32") end
   return x
 end
 
 local function before(c, stage, number, x, ctx)
-  if c.names[number] then return norm.apply(c, stage, number, x, ctx.dtype) end
+  if norm_name(c, stage.index, number) then return norm.apply(c, stage, number, x, ctx.dtype) end
   return ctx.dtype == "f32" and x or ops.to(x, ctx.dtype)
 end
 
@@ -166,7 +184,8 @@ function forward.block(c, stage, carry, ctx)
     return carry
   end
   local h = join(c, stage, x, mixed, "norm1")
-  if stage.feed then h = join(c, stage, h, stage.feed.forward(c, stage, before(c, stage, "norm2", h, ctx), carry, ctx), "norm2") end
+  if stage.feed then h = join(c, stage, h, stage.feed.forward(c, stage, before(c, stage, "norm2", h, ctx), carry, ctx, h), "norm2") end
+  if c.layer_scalar then h = ops.mul(h, ops.view(stage.weights.layer_scalar, { 1, 1 })) end
   carry.hidden = h
   return carry
 end
@@ -180,7 +199,7 @@ end
 local function head_input(c, stage, carry, ctx)
   local x = ctx.only and ctx.only(carry.hidden) or carry.hidden
   if c.names.final_norm then
-    x = norm.apply(c, stage, "final_norm", x, ctx.dtype)
+    x = norm.apply(c, stage, "final_norm", x, ctx.dtype, c.final_eps)
   else
     x = ctx.dtype ~= "f32" and ops.to(x, ctx.dtype) or ops.view(x, x:shape()) -- a handle of its own: it is freed before the carry
   end

@@ -97,6 +97,9 @@ function heads.read(config, family, has, c, prefix, wrong)
   if top.activation then
     top.activation = top.activation == "config" and c.activation or parts.activations[top.activation]
   end
+  if kind == "classes" and top.pooling and top.pooling ~= "cls" then
+    wrong[#wrong + 1] = ("'classifier_pooling' is %s, only 'cls' can be run"):format(values.shown(top.pooling))
+  end
   c.top, c.tied = top, kind == "masked" and c.tied ~= false
   if kind == "masked" then
     c.outputs, c.names.head, c.top_width = c.vocabulary, top.decoder, c.top_width or c.embed_width

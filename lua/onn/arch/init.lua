@@ -9,13 +9,18 @@
 --   continues, trains_on     -> optional: false where it does not continue a text; why the recipes have no rows to train it on
 --   ignorable(name)          -> optional: does nothing read this tensor of a checkpoint?
 --   batch(sizes, given)      -> optional: the batch of named tensors, or nil and a message (default: onn.batch.from_ids)
+--   example(model, rows, length) -> what a batch of that size looks like, for a plan's dry runs (onn.dry); absent: of tokens, onn.batch's
 --   head                     -> begin, part, finish: the last stage in steps, for a net whose last stage is of kind "head"
+--   data, dtype              -> what its batches hold ("images"; default: tokens), the only dtype of its arithmetic if there is but one
+--   train_mode, state        -> of a net whose stages behave otherwise in training, and keep more than parameters (tensors with `state`)
 --   cache(model, slots, capacity) -> optional: what generation carries, with onn.cache's interface; ctx.cache is it or one of its parts
 --   memory(model, sequences) -> optional: what training on a stream carries from one update to the next (onn.recurrent_state)
 --   dtype                    -> optional: the arithmetic's only one
 --   open_data(model, source, opt) -> optional: the set (onn.data) of a source that is not made of tokens
 --   first_value(sizes, tensor, seed) -> optional: a tensor's first value in training from nothing, or nil: the usual one
 -- A tensor that is `fresh` may be made anew (onn.model).
+-- What a net takes follows from dry runs of forward, where ctx.dry is true: tensors have shapes and no values. Where shapes depend on values
+-- (which experts a token goes to), forward then takes those that cost most.
 -- Kinds of stages: of an "embedding" only rows are read; a "head" passes in row tiles; every other is a unit, "block"s have an index.
 local json = require "onn.core.json"
 local keys = require "onn.arch.keys"
@@ -158,7 +163,9 @@ function arch.check(described, store, fresh)
         for d = 1, #t.shape do same = same and entry.shape[d] == t.shape[d] end
         if not same then
           wrong[#wrong + 1] = ("tensor '%s' has the shape %s, expected %s"):format(t.name, shape_text(entry.shape), shape_text(t.shape))
-        elseif not ({ F32 = true, BF16 = true, F16 = true })[entry.dtype] then
+        elseif t.dtype and entry.dtype:lower() ~= t.dtype then
+          wrong[#wrong + 1] = ("tensor '%s' is %s, expected %s"):format(t.name, entry.dtype, t.dtype:upper())
+        elseif not t.dtype and not ({ F32 = true, BF16 = true, F16 = true })[entry.dtype] then
           wrong[#wrong + 1] = ("tensor '%s' is %s, expected F32, BF16 or F16"):format(t.name, entry.dtype)
         end
       end

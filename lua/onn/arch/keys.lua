@@ -34,7 +34,7 @@ local harmless = set [[
   classifier_activation ep_size max_seq_length seq_length n_ctx init_config is_llama_config transformers.js_config
   attention_softmax_in_fp32 scale_attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi skip_bias_add
   skip_bias_add_qkv embedding_fraction qk_head_dim residual_in_fp32 use_associative_scan use_mambapy use_fast_path sparse_pred_ignore_index
-  sparse_prediction
+  sparse_prediction num_logits_to_keep
 ]]
 
 -- Only the shapes of tensors follow from these, and shapes are checked.
@@ -72,6 +72,7 @@ local first_steps = { time_step_min = any, time_step_max = any, time_step_floor 
   chunk_size = any } -- of first weights, or of how a scan is cut
 local of_family = {
   mamba = first_steps, falcon_mamba = first_steps, mamba2 = first_steps,
+  distilbert = { sinusoidal_pos_embds = any }, -- the table of places is stored
   mpt = { learned_pos_emb = true, norm_type = "low_precision_layernorm" }, gpt_oss = { swiglu_alpha = 1.702 },
   starcoder2 = { mlp_type = "default", norm_type = "layer_norm" }, deepseek_v2 = { scoring_func = "softmax" },
   deepseek_v3 = { scoring_func = "sigmoid", topk_method = "noaux_tc" },
@@ -116,7 +117,7 @@ local function unread_rotary(config, wrong, family)
     for key in pairs(given) do if type(key) == "string" then names[#names + 1] = key end end
     table.sort(names)
     for _, key in ipairs(names) do
-      if not rotary[key] and not is_neutral(key, given[key], family) then
+      if not (rotary[key] or family.rotary and family.rotary[key]) and not is_neutral(key, given[key], family) then
         wrong[#wrong + 1] = ("config.json: '%s.%s' = %s is not known; it may change the arithmetic"):format(path, plain(key),
           values.shown(given[key]))
       end

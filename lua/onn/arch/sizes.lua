@@ -4,9 +4,10 @@
 --   absent    the same, where null means something else than absence
 --   only      values that a key of the config must have, for switches that are not supported
 --   bias      function(c) -> {q, k, v, o, gate, up, down}
---   derive    function(c) that sets the switches of the block (see onn.arch.decoder and arch/parts)
+--   derive    function(c, wrong, config, store) that sets the switches of the block (see onn.arch.decoder and arch/parts)
 --   window    function(c, layer) -> keys that a layer sees, nil = all
 --   names     of the tensors
+--   aliases   other names of a block and its products, by role, which adapters may have
 local rope = require "onn.nn.rope"
 local values = require "onn.arch.config"
 
@@ -22,16 +23,24 @@ local kinds = {
   window_pattern = COUNT, rope_interval = COUNT,
   layer_types = values.list, dense_list = values.list, method = values.text,
   rope_layers = values.list, window_types = values.list, mlp_types = values.list, moe_layers = values.list,
-  attention_layers = values.list, layer_kinds = values.list,
+  attention_layers = values.list, layer_kinds = values.list, layer_heads = values.list, layer_thetas = values.list,
   activation = values.text, position_type = values.text,
   experts = COUNT, experts_per_token = COUNT, expert_inner = SIZE, shared_experts = values.integer(0, 2 ^ 20),
   shared_inner = values.integer(0, 2 ^ 31 - 1),
   dense_layers = values.integer(0, 10000), moe_interval = COUNT, moe_offset = values.integer(0, 10000), expert_groups = COUNT,
-  groups_per_token = COUNT, q_rank = SIZE, kv_rank = SIZE, nope_size = COUNT, rope_size = COUNT, value_size = COUNT,
+  expert_count = values.integer(0, 2 ^ 20), attention_interval = COUNT, attention_offset = values.integer(0, 10000),
+  delta_key_heads = COUNT, delta_heads = COUNT, delta_key_size = COUNT, delta_size = COUNT, conv = values.integer(1, 16),
+  inner_step = SIZE, inner_factor = values.positive, pattern = values.text,
+  groups_per_token = COUNT, dense_inner = SIZE, chunk_size = SIZE, prefix_pattern = COUNT, combination = values.text,
+  selection = values.text, floor_scale = values.positive, global_head_size = COUNT,
+  global_kv_heads = COUNT, q_rank = SIZE, kv_rank = SIZE, nope_size = COUNT, rope_size = COUNT, value_size = COUNT,
 }
 for _, flag in ipairs { "attention_bias", "output_bias", "mlp_bias", "tied", "use_window", "parallel", "use_qk_norm", "alibi", "multi_query",
   "new_layout", "norm_before", "norm_affine", "use_bias", "norm_topk", "scale_by_layer", "scale_by_size", "head_bias", "gated_mlp",
-  "attention_gate", "interleave", "qkv_bias", "scale_embedding", "mup" } do
+  "attention_gate", "interleave", "qkv_bias", "scale_embedding", "mup",
+  "post_norm", "temperature_tuning", "keys_are_values", "with_experts",
+  "conv_bias", "adjust", "expert_bias", "gate_norm",
+  "norm_before_gate", "negative" } do
   kinds[flag] = values.flag
 end
 
@@ -112,10 +121,32 @@ local function check_list(c, names, key, wrong)
   end
 end
 
+-- The config with another base of its rotary angles.
+local function with_theta(config, theta)
+  local given, copy = config.rope_parameters or config.rope_scaling, {}
+  for k, v in pairs(type(given) == "table" and given or {}) do copy[k] = v end
+  copy.rope_theta = theta
+  return setmetatable({ rope_parameters = copy }, { __index = config })
+end
+
+-- Of layers with bases of their own (0: not turned): the config of the first base, and of the second if there is one.
+local function by_thetas(config, c, wrong)
+  local found = {}
+  for layer = 1, c.layers do
+    local theta = c.layer_thetas[layer]
+    if not values.check("layer_rope_theta", theta, values.number, wrong) then return config end
+    if theta ~= 0 and not found[theta] then found[#found + 1], found[theta] = theta, true end
+  end
+  if #found > 2 then wrong[#wrong + 1] = "more than two bases of rotary angles are not supported" end
+  c.rotated = each_layer(c, function(layer) return c.layer_thetas[layer + 1] ~= 0 end)
+  c.local_rope = each_layer(c, function(layer) return c.layer_thetas[layer + 1] == found[2] end)
+  return found[1] and with_theta(config, found[1]) or config, found[2] and with_theta(config, found[2])
+end
+
 -- Rotary angles, of full and of windowed layers where they differ (c.rope, c.local_angles).
 local function read_rope(config, c, wrong)
   local given = config.rope_parameters -- has no meaning for the others
-  if c.position_type == "none" or c.alibi or c.learned_positions then return end
+  if c.position_type == "none" or c.alibi or c.learned_positions or c.sinusoids then return end
   local options = { theta = c.rope_theta, share = c.rotary_share, dims = c.rotary_dims, positions = c.positions }
   local main, other = config, nil
   if type(given) == "table" and type(given.full_attention) == "table" then
@@ -123,31 +154,36 @@ local function read_rope(config, c, wrong)
     if type(given.sliding_attention) == "table" then
       other = setmetatable({ rope_parameters = given.sliding_attention }, { __index = config })
     end
+  elseif type(given) == "table" and type(given.sliding_attention) == "table" then -- full layers are not turned
+    main = setmetatable({ rope_parameters = given.sliding_attention }, { __index = config })
+  elseif c.layer_thetas then
+    main, other = by_thetas(config, c, wrong)
   elseif c.local_theta then
     other = { rope_theta = c.local_theta, max_position_embeddings = c.positions }
   end
-  local angles, problem = rope.read(main, c.rope_size or c.head_size, options)
+  local angles, problem = rope.read(main, c.rope_size or c.main_head_size or c.head_size, options)
   if not angles then wrong[#wrong + 1] = problem return end
   c.rope = angles
   if other then
-    c.rope_of_windows, problem = rope.read(other, c.rope_size or c.head_size, { theta = c.local_theta or c.rope_theta, share = c.rotary_share,
+    c.rope_of_windows, problem = rope.read(other, c.rope_size or c.local_head_size or c.head_size, { theta = c.local_theta or c.rope_theta, share = c.rotary_share,
       dims = c.rotary_dims, positions = c.positions })
     if not c.rope_of_windows then wrong[#wrong + 1] = problem return end
-    c.local_rope = each_layer(c, function(layer) return c.windows[layer] ~= 0 end)
+    c.local_rope = c.local_rope or each_layer(c, function(layer) return c.windows[layer] ~= 0 end)
   end
 end
 
-local function read(config, family, c, names, wrong)
+local function read(config, family, c, names, wrong, store)
   read_values(config, family, c, names, wrong)
   check_only(config, family, wrong)
   if #wrong > 0 then return end
   check_heads(c, names, wrong)
   if c.activation then c.activation_op = sizes.activation(c.activation, names.activation, wrong) end
-  for _, key in ipairs { "layer_types", "rope_layers", "mlp_types" } do check_list(c, names, key, wrong) end
+  for _, key in ipairs { "layer_types", "rope_layers", "mlp_types", "layer_heads", "layer_thetas" } do check_list(c, names, key, wrong) end
   if #wrong > 0 then return end
   c.names, c.family, c.bias, c.gated, c.norm = {}, family.name, family.bias and family.bias(c) or {}, family.gated ~= false, family.norm or "rms"
   for k, v in pairs(family.names) do c.names[k] = v or nil end
-  if family.derive then family.derive(c, wrong, config) end
+  c.aliases = family.aliases
+  if family.derive then family.derive(c, wrong, config, store) end
   if #wrong > 0 then return end
   c.mixers = c.mixers or each_layer(c, function() return "attention" end)
   c.feeds = c.feeds or each_layer(c, function() return "mlp" end)
@@ -164,14 +200,42 @@ local function read(config, family, c, names, wrong)
 end
 
 -- Returns the description, or nil and a list of what is missing or wrong.
-function sizes.describe(config, family)
+function sizes.describe(config, family, store)
   local c, names, wrong = {}, {}, {}
-  read(config, family, c, names, wrong)
+  read(config, family, c, names, wrong, store)
   for i, text in ipairs(wrong) do wrong[i] = "config.json: " .. text end
   if #wrong > 0 then return nil, wrong end
   return c
 end
 
 sizes.each_layer = each_layer
+
+-- Types of layers: attention in every `interval`th, else linear_attention.
+function sizes.every(c, interval)
+  local list = {}
+  for layer = 1, c.layers do list[layer] = layer % interval == 0 and "full_attention" or "linear_attention" end
+  return list
+end
+
+-- The sizes of a gated delta net (parts/gated_delta), from c.delta_key_heads and the others.
+function sizes.delta(c, wrong)
+  local d = { key_heads = c.delta_key_heads, heads = c.delta_heads, key_size = c.delta_key_size, size = c.delta_size, conv = c.conv,
+    stored = c.delta_stored, eps = c.eps, beta_scale = 1 }
+  if d.heads % d.key_heads ~= 0 then
+    wrong[#wrong + 1] = ("%d heads of values are no multiple of %d heads of keys"):format(d.heads, d.key_heads)
+  end
+  if c.activation_op ~= "silu" then wrong[#wrong + 1] = ("the activation '%s' is not supported here"):format(c.activation) end
+  return d
+end
+
+-- The mixer of every layer, from c.layer_types: `part_of` says which part another type than attention is; unknown ones go to `wrong`.
+function sizes.mixers(c, part_of, wrong)
+  return each_layer(c, function(layer)
+    local kind = c.layer_types[layer + 1]
+    local part = (kind == "full_attention" or kind == "attention" or kind == "sliding_attention" and c.window_size) and "attention" or part_of[kind]
+    if not part then wrong[#wrong + 1] = ("layer %d is of the type %s, which is not known"):format(layer, values.shown(kind)) end
+    return part
+  end)
+end
 
 return sizes

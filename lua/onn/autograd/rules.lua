@@ -36,9 +36,16 @@ local function keep(s, ...)
   if s.keep then for k = 1, select("#", ...) do s[k] = (select(k, ...)) end end
 end
 
+-- Slopes of these are functions of the value; those of the others, of the input alone, keep no value.
+local by_value = { exp = true, sqrt = true, tanh = true, sigmoid = true }
+
 local function unary(name)
   return {
-    forward = function(s, i) local y = core.unary(i[1], name); keep(s, i[1], y); return y end,
+    forward = function(s, i)
+      local y = core.unary(i[1], name)
+      keep(s, i[1], by_value[name] and y or i[1])
+      return y
+    end,
     backward = function(s, dy) return core.unary_backward(dy, s[1], s[2], name) end,
   }
 end
@@ -351,6 +358,18 @@ rules.scan = {
   end,
 }
 
+-- q, k f32 (tokens, groups, states), v f32 (tokens, heads * size), decay f32 (tokens, heads, 1 or states), logarithms, beta f32 (tokens,
+-- heads) -> y f32, v's shape: the gated delta rule of kernels/ops.def, states zero where a sequence begins. state f32 (sequences, channels,
+-- states): carried on in place, for inference.
+rules.delta_rule = {
+  forward = function(s, i, starts, state)
+    keep(s, i[1], i[2], i[3], i[4], i[5])
+    s.starts = starts
+    return core.delta_rule(i[1], i[2], i[3], i[4], i[5], starts, state)
+  end,
+  backward = function(s, dy) return core.delta_rule_backward(dy, s[1], s[2], s[3], s[4], s[5], s.starts) end,
+}
+
 -- g, u -> gate(g) * u; "swiglu_oai" also clamps both and adds 1 to u (kernels/ops.def)
 rules.gate = {
   forward = function(s, i, name) keep(s, i[1], i[2]); s.name = name; return core.gate(i[1], i[2], name) end,
@@ -371,8 +390,8 @@ rules.linear = {
   backward = function(s, dy, c)
     if dy:dtype() ~= s.into then dy = dy:to(s.into) end
     local dx, dh, dropped = row_tiles.products(s.w).linear_backward(dy, s.w, s.a, s.b, s.scale, c.old(1), s.apart ~= nil, not c.wants(1))
-    if s.a then core.lora_backward(c.leaf(4), c.leaf(5), dh, dy, s.h, s.apart or s.x, s.b, s.scale, c.starts) end
-    if c.leaf(2) or c.leaf(3) then core.linear_backward_weight(c.leaf(2), c.leaf(3), dy, s.x, c.starts) end
+    if s.a then core.lora_backward(c.leaf(4), c.leaf(5), dh, dy, s.h, s.apart or s.x, s.b, s.scale, row_starts(dy, c.starts)) end
+    if c.leaf(2) or c.leaf(3) then core.linear_backward_weight(c.leaf(2), c.leaf(3), dy, s.x, row_starts(dy, c.starts)) end
     return dx, nil, nil, nil, nil, dropped
   end,
 }
@@ -485,6 +504,43 @@ rules.pool = {
     return y
   end,
   backward = function(s, dy) return core.pool_backward(dy:contiguous(), s[2], s[1], s.options) end,
+}
+
+
+-- x -> averages on a grid of rows x columns
+rules.adaptive_pool = {
+  forward = function(s, i, rows, columns) s.h, s.w = i[1]:size(3), i[1]:size(4); return core.adaptive_pool(i[1], rows, columns) end,
+  backward = function(s, dy) return core.adaptive_pool_backward(dy:contiguous(), s.h, s.w) end,
+}
+
+-- x, w, b; mean and variance are the running statistics, which how.update moves (see core.batch_norm)
+rules.batch_norm = {
+  forward = function(s, i, mean, variance, how)
+    local y, stats = core.batch_norm(i[1], i[2], i[3], mean, variance, how)
+    keep(s, i[1], i[2], stats)
+    s.batch = how.batch
+    return y
+  end,
+  backward = function(s, dy, c)
+    return core.batch_norm_backward(dy:contiguous(), s[1], s[2], s[3], s.batch, c.wants(1), c.leaf(2), c.leaf(3))
+  end,
+}
+
+-- a, b -> one after the other along a dimension
+rules.cat = {
+  forward = function(s, i, dimension)
+    local a, b = i[1], i[2]
+    local shape, first, second = a:shape(), a:size(dimension), b:size(dimension)
+    s.dimension, s.first, s.second = dimension, first, second
+    shape[dimension] = first + second
+    local y = tensors.new(a:dtype(), shape)
+    raw.narrow(y, dimension, 1, first):copy(a)
+    raw.narrow(y, dimension, first + 1, second):copy(b)
+    return y
+  end,
+  backward = function(s, dy)
+    return dy:narrow(s.dimension, 1, s.first):contiguous(), dy:narrow(s.dimension, s.first + 1, s.second):contiguous()
+  end,
 }
 
 return rules

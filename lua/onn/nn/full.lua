@@ -33,7 +33,7 @@ function full.parameters(model, wanted)
         local owner = stage.weights[t.role:match "^(.*)_bias$" or ""]
         if type(layer) == "table" then
           layer.weight = register(t.name, layer.weight)
-        elseif layer then
+        elseif layer and not t.state then -- what the forward pass itself moves is no parameter
           stage.weights[t.role] = register(t.name, layer)
         elseif type(owner) == "table" and owner.bias then
           owner.bias = register(t.name, owner.bias)

@@ -82,6 +82,12 @@ local function read_targets(model, given)
   return targets
 end
 
+-- Shapes of a layer's A and B. A convolution's A sees all of the input through the layer's window, its B a single pixel, in the layer's groups.
+local function shapes(layer, rank)
+  if not layer.conv then return { rank, layer.into }, { layer.out, rank } end
+  return { rank, layer.into, layer.kernel, layer.kernel }, { layer.out, rank / layer.groups, 1, 1 }
+end
+
 -- Puts fresh adapters on a loaded model. opt: rank, alpha, dropout, targets ("all-linear", names separated by commas, or a list),
 -- layers (set {[index]=true} or nil: all blocks), seed, rslora. Returns the adapter, or nil and a message when nothing matches.
 function lora.create(model, opt)
@@ -90,12 +96,18 @@ function lora.create(model, opt)
   local adapter = { rank = opt.rank, alpha = opt.alpha, dropout = opt.dropout or 0, rslora = opt.rslora or false, modules = {} }
   for _, item in ipairs(model:linear_layers()) do
     local layer, index = item.layer, item.stage.index
-    if not layer.saved and (not opt.layers or opt.layers[index]) and targeted(layer.name, targets, layer.expert) then
+    local whole = opt.rank % (layer.groups or 1) == 0
+    if not whole and targets ~= "all-linear" and targeted(layer.name, targets, layer.expert) then
+      return nil, ("'%s' has %d groups: its adapter's rank should be a multiple of them, not %d"):format(layer.name, layer.groups, opt.rank),
+        "argument"
+    end
+    if not layer.saved and (not opt.layers or opt.layers[index]) and whole and targeted(layer.name, targets, layer.expert) then
       local one = { name = layer.name, alpha = opt.alpha, scale = scale_of(opt.alpha, opt.rank, opt.rslora),
         dropout = opt.dropout or 0, index = index }
-      local bound, A = 1 / math.sqrt(layer.into), tensors.new("f32", { opt.rank, layer.into })
+      local a, b = shapes(layer, opt.rank)
+      local bound, A = 1 / math.sqrt(layer.into * (layer.kernel or 1) ^ 2), tensors.new("f32", a)
       one.A = tensors.keep(core.uniform(A, opt.seed or 0, layer.name .. ".lora_A", 0, -bound, bound))
-      one.B = tensors.keep(tensors.zeros("f32", { layer.out, opt.rank }))
+      one.B = tensors.keep(tensors.zeros("f32", b))
       attach(model, layer, one)
       adapter.modules[#adapter.modules + 1] = one
     end
@@ -144,7 +156,8 @@ function lora.config(model, adapter)
     if one.alpha ~= adapter.alpha then alphas[key] = one.alpha end
   end
   return {
-    peft_type = "LORA", task_type = tasks[kind_of(model)] or json.null, r = adapter.rank, lora_alpha = adapter.alpha, lora_dropout = adapter.dropout,
+    peft_type = "LORA", task_type = tasks[kind_of(model)] or json.null, r = adapter.rank,
+    lora_alpha = adapter.alpha, lora_dropout = adapter.dropout,
     target_modules = json.array(targets), bias = "none", base_model_name_or_path = model.directory,
     fan_in_fan_out = false, inference_mode = true, use_rslora = adapter.rslora, use_dora = false, init_lora_weights = true,
     layers_to_transform = layers and json.array(layers) or json.null,
@@ -210,6 +223,15 @@ local function pattern_value(pattern, name)
   return value
 end
 
+-- The name that an adapter in `store` has for a layer: the layer's own, or the one that the family also goes by (c.aliases).
+local function name_in(store, model, item)
+  local layer, aliases = item.layer, model.sizes.aliases
+  if aliases and aliases[layer.role] and item.stage.index and not store:info(PREFIX .. layer.name .. ".lora_A.weight") then
+    return aliases.block:format(item.stage.index) .. "." .. aliases[layer.role]
+  end
+  return layer.name
+end
+
 -- What an adapter directory holds, for a plan, from the file's header: its largest rank, and its blocks as a set of numbers.
 -- Returns rank, set; or nil, message, code.
 function lora.extent(directory, model)
@@ -217,8 +239,11 @@ function lora.extent(directory, model)
   if not store then return nil, message, code end
   local rank, blocks = 1, {}
   for _, item in ipairs(model:linear_layers()) do
-    local info = store:info(PREFIX .. item.layer.name .. ".lora_A.weight")
-    if info then rank, blocks[item.stage.index] = math.max(rank, info.shape[1]), true end
+    local info = store:info(PREFIX .. name_in(store, model, item) .. ".lora_A.weight")
+    if info then
+      rank = math.max(rank, info.shape[1])
+      if item.stage.index then blocks[item.stage.index] = true end
+    end
   end
   store:close()
   return rank, next(blocks) and blocks or nil
@@ -256,27 +281,30 @@ function lora.load(model, directory)
     dropout = type(config.lora_dropout) == "number" and config.lora_dropout or 0,
     rslora = config.use_rslora == true, modules = {} }
   local used, failure = {}, nil
-  local function read(name, shape, d)
+  local function read(name, shape, free) -- the size in dimension `free` follows from the rank
     local info = store:info(name)
     if not info then return nil, ("%s: tensor '%s' is missing"):format(directory, name) end
-    if #info.shape ~= 2 or info.shape[d] ~= shape then
-      return nil, ("%s: tensor '%s' has the shape (%s), expected %d in dimension %d"):format(directory, name,
-        table.concat(info.shape, ", "), shape, d)
+    for d = 1, math.max(#shape, #info.shape) do
+      if #info.shape ~= #shape or d ~= free and info.shape[d] ~= shape[d] then
+        return nil, ("%s: tensor '%s' has the shape (%s), expected %d in dimension %d"):format(directory, name,
+          table.concat(info.shape, ", "), shape[d] or 0, d)
+      end
     end
     used[name] = true
     return store:read(name, "f32")
   end
   for _, item in ipairs(model:linear_layers()) do
     local layer = item.layer
-    local key = PREFIX .. layer.name
+    local key = PREFIX .. name_in(store, model, item)
     if not failure and (store:info(key .. ".lora_A.weight") or store:info(key .. ".lora_B.weight")) then
       local one = { name = layer.name, dropout = adapter.dropout, index = item.stage.index }
-      one.A, failure = read(key .. ".lora_A.weight", layer.into, 2)
-      if one.A then one.B, failure = read(key .. ".lora_B.weight", layer.out, 1) end
+      local a, b = shapes(layer, 1)
+      one.A, failure = read(key .. ".lora_A.weight", a, 1)
+      if one.A then one.B, failure = read(key .. ".lora_B.weight", b, 2) end
       if one.A and one.B then
         tensors.keep(one.A, one.B)
         local rank = one.A:size(1)
-        if one.B:size(2) ~= rank then failure = ("%s: A and B of '%s' have different ranks"):format(directory, layer.name) end
+        if one.B:size(2) * (layer.groups or 1) ~= rank then failure = ("%s: A and B of '%s' have different ranks"):format(directory, layer.name) end
         local expected, bad_rank = pattern_value(config.rank_pattern, layer.name)
         local alpha, bad_alpha = pattern_value(config.alpha_pattern, layer.name)
         if bad_rank or bad_alpha then

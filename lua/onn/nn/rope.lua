@@ -14,6 +14,12 @@ end
 
 local scalings = {}
 function scalings.default(p) return default(p.theta, p.dims) end
+-- Turns the share of the pairs that comes first, at the speeds that they have in the whole head; the others stand still.
+function scalings.proportional(p)
+  local inv = default(p.theta, p.dims)
+  for i = 1, #inv do inv[i] = i <= p.turned and inv[i] / (p.factor or 1) or 0 end
+  return inv, 1
+end
 function scalings.linear(p)
   local inv = default(p.theta, p.dims)
   for i = 1, #inv do inv[i] = inv[i] / p.factor end
@@ -62,13 +68,14 @@ function scalings.longrope(p, length)
   local inv = default(p.theta, p.dims)
   for i = 1, #inv do inv[i] = inv[i] / factors[i] end
   local f = p.factor or p.positions / p.original
-  return inv, p.attention_factor or (f <= 1 and 1 or math.sqrt(1 + math.log(f) / math.log(p.original)))
+  local own = length > p.original and p.long_mscale or length <= p.original and p.short_mscale -- of phi 3.5's mixture
+  return inv, own or p.attention_factor or (f <= 1 and 1 or math.sqrt(1 + math.log(f) / math.log(p.original)))
 end
 
 -- What the scalings are made of: the kind of each value, and what a scaling cannot do without.
 local kinds = { factor = values.positive, attention_factor = values.positive, low_freq_factor = values.positive,
   high_freq_factor = values.positive, beta_fast = values.positive, beta_slow = values.positive, mscale = values.number,
-  mscale_all_dim = values.number, short_factor = values.positives, long_factor = values.positives,
+  mscale_all_dim = values.number, short_mscale = values.positive, long_mscale = values.positive, short_factor = values.positives, long_factor = values.positives,
   original_max_position_embeddings = values.positive }
 local needs = { linear = { "factor" }, dynamic = { "factor" }, llama3 = { "factor", "low_freq_factor", "high_freq_factor" },
   yarn = { "factor" }, longrope = { "short_factor", "long_factor" } }
@@ -114,10 +121,14 @@ function rope.read(config, head_size, options)
   p.theta = given.rope_theta or config.rope_theta or options.theta or 10000
   local share = given.partial_rotary_factor or config.partial_rotary_factor or options.share or 1
   if not values.check("partial_rotary_factor", share, values.share, wrong) then return nil, wrong[1] end
-  p.dims = options.dims or math.floor(head_size * share)
+  if p.kind == "proportional" then
+    p.dims, p.turned = head_size, math.floor(head_size * share / 2)
+  else
+    p.dims = options.dims or math.floor(head_size * share)
+  end
   p.positions = config.max_position_embeddings or options.positions or 2048
   p.original = given.original_max_position_embeddings or config.original_max_position_embeddings or p.positions
-  if p.kind == "su" then p.kind = "longrope" end
+  p.kind = ({ su = "longrope", deepseek_yarn = "yarn" })[p.kind] or p.kind
   if not scalings[p.kind] then return nil, ("rotary scaling %s is not known"):format(values.shown(p.kind)) end
   if p.dims % 2 ~= 0 or p.dims < 2 then
     return nil, ("%d dimensions of a head of %d are rotated; an even number is expected"):format(p.dims, head_size)
@@ -143,15 +154,18 @@ function rope.new(parameters, interleaved, backwards)
   end
   function held:upto(length)
     local kind, regime = parameters.kind, self:regime_of(length)
-    if length <= self.capacity and regime == self.regime then return self.table end
+    local dry = tensors.is_dry() -- its tables are its own
+    if length <= self.capacity and regime == self.regime and not dry then return self.table end
     local capacity = 256
     while capacity < length do capacity = capacity * 2 end
     if kind == "longrope" and length <= parameters.original then capacity = math.min(capacity, parameters.original) end
     local inv, scale = scalings[kind](parameters, length)
     if backwards then for i = 1, #inv do inv[i] = -inv[i] end end
     local inv_freq = tensors.from_table(inv, "f32")
-    local cos, sin = tensors.keep(core.rope_table(inv_freq, capacity, scale))
+    local cos, sin = core.rope_table(inv_freq, capacity, scale)
     inv_freq:free()
+    if dry then return { cos = cos, sin = sin, interleaved = interleaved or false } end
+    tensors.keep(cos, sin)
     self.table, self.capacity, self.regime = { cos = cos, sin = sin, interleaved = interleaved or false }, capacity, regime
     return self.table
   end

@@ -1,7 +1,7 @@
 -- onn.optim: optimizers and what they share. An optimizer is one file: state(), step(params, state, opt, lr, scale).
 local core = require "onn.core.ops"
 
-local optim = { adamw = require "onn.optim.adamw" }
+local optim = { adamw = require "onn.optim.adamw", sgd = require "onn.optim.sgd" }
 
 -- Folds each parameter's further gradient buffers into its first, in order.
 function optim.fold(params)

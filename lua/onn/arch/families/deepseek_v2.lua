@@ -10,7 +10,7 @@ return {
     expert_scale = 1, method = "greedy" },
   derive = function(c, wrong)
     v3.derive(c)
-    c.scale_by_yarn, c.interleaved = false, true
+    c.interleaved = true
     if c.method ~= "greedy" and c.method ~= "group_limited_greedy" then wrong[#wrong + 1] = "'topk_method' is not known" end
     local m = c.moe
     m.score, m.correction, m.group_score, m.normalize, m.normalize_eps = "softmax", false, 1, false, nil

@@ -19,12 +19,15 @@ return {
   bias = function(c) return { a = c.attention_bias, o = c.attention_bias } end,
   derive = function(c)
     c.interleaved, c.head_size = c.interleave, c.nope_size + c.rope_size
-    c.scale_by_yarn = true
+    c.scale_by_yarn, c.latent_eps = true, 1e-6 -- whatever rms_norm_eps is
     c.moe = { experts = c.experts, per_token = c.experts_per_token, inner = c.expert_inner, score = "sigmoid", normalize = c.norm_topk,
       normalize_eps = 1e-20, scale = c.expert_scale, groups = c.expert_groups, per_token_groups = c.groups_per_token, group_score = 2,
       correction = true, shared = c.shared_experts * c.expert_inner }
     c.mixers = sizes.each_layer(c, function() return "latent_attention" end)
-    c.feeds = sizes.each_layer(c, function(layer) return layer >= c.dense_layers and "moe" or "mlp" end)
+    c.feeds = sizes.each_layer(c, function(layer)
+      if c.mlp_types then return c.mlp_types[layer + 1] == "sparse" and "moe" or "mlp" end
+      return layer >= c.dense_layers and "moe" or "mlp"
+    end)
   end,
   names = {
     q = "self_attn.q_proj", q_a = "self_attn.q_a_proj", q_a_norm = "self_attn.q_a_layernorm", q_b = "self_attn.q_b_proj",

@@ -1,4 +1,6 @@
 -- EXAONE 3: llama under other names.
+local llama = require "onn.arch.families.llama"
+
 return {
   name = "exaone",
   model_types = { "exaone" },
@@ -11,4 +13,6 @@ return {
     q = "attn.attention.q_proj", k = "attn.attention.k_proj", v = "attn.attention.v_proj", o = "attn.attention.out_proj",
     gate = "mlp.c_fc_0", up = "mlp.c_fc_1", down = "mlp.c_proj",
   },
+  aliases = { block = llama.names.block, q = llama.names.q, k = llama.names.k, v = llama.names.v, o = llama.names.o, gate = llama.names.gate,
+    up = llama.names.up, down = llama.names.down },
 }

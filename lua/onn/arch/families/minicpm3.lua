@@ -15,6 +15,7 @@ return {
     c.head_size = c.nope_size + c.rope_size
     c.residual_scale = c.depth_scale and c.depth_scale / math.sqrt(c.layers)
     c.logits_scale = c.base_width and c.base_width / c.width
+    c.latent_eps = 1e-6
     c.mixers = sizes.each_layer(c, function() return "latent_attention" end)
   end,
   names = {

@@ -10,7 +10,8 @@ end
 
 local function head(config, more)
   local spec = { dense = "head.dense", norm = "head.norm", dense_bias = config.classifier_bias == true,
-    activation = config.classifier_activation or "gelu" }
+    activation = config.classifier_activation or "gelu", pooling = config.classifier_pooling or "cls",
+    bias = config.decoder_bias ~= false and { "decoder.bias" } or nil }
   for k, v in pairs(more) do spec[k] = v end
   return spec
 end
@@ -32,8 +33,8 @@ return {
   end,
   layer_kind = function(config, layer)
     local listed = config.layer_types and config.layer_types[layer + 1]
-    local full
-    if listed then full = listed == "full_attention" else full = layer % (config.global_attn_every_n_layers or 3) == 0 end
+    local full = layer % (config.global_attn_every_n_layers or 3) == 0
+    if listed then full = listed == "full_attention" end
     return full and "full" or "sliding"
   end,
   windows = function(config, wrong)
@@ -50,12 +51,8 @@ return {
   end,
   norm_bias = function(config) return config.norm_bias == true end,
   heads = {
-    masked = function(config)
-      return head(config, { decoder = "decoder", bias = config.decoder_bias ~= false and { "decoder.bias" } or nil })
-    end,
-    classes = function(config)
-      return head(config, { out = "classifier", save = { "head", "classifier" }, pooling = config.classifier_pooling or "cls" })
-    end,
+    masked = function(config) return head(config, { decoder = "decoder" }) end,
+    classes = function(config) return head(config, { out = "classifier", save = { "head", "classifier" } }) end,
     tokens = function(config) return head(config, { out = "classifier", save = { "head", "classifier" } }) end,
   },
   class = "ModernBert",

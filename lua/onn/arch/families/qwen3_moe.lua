@@ -12,5 +12,6 @@ return {
     base.derive(c)
     c.qk_norm = "head"
   end,
+  window = function(c) return c.use_window and c.window_size or nil end, -- in every layer
   names = { q_norm = "self_attn.q_norm", k_norm = "self_attn.k_norm" },
 }

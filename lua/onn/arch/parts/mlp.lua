@@ -1,5 +1,6 @@
 -- The feed-forward part of a block: gated (down(act(gate) * up)) or plain (down(act(up))). Switches in c: gated, inner, activation,
--- gate_up (one weight of both, [gate; up], or with gate_up_order = "pairs" row by row), bias {gate, up, down}.
+-- gate_up (one weight of both, [gate; up], or with gate_up_order = "pairs" row by row), bias {gate, up, down}, gate_scale and
+-- down_scale (factors of these two products).
 local linear = require "onn.nn.linear"
 local norm = require "onn.arch.parts.norm"
 local ops = require "onn.ops"
@@ -49,7 +50,11 @@ local function inside(c, w, x, ctx, mark)
     local y = linear(up, x, ctx)
     return c.activation_op == "xielu" and xielu(w, y) or ops[c.activation_op](y)
   end
-  if not both then return ops.gate(linear(w[mark .. "gate"], x, ctx), linear(up, x, ctx), c.activation_op) end
+  if not both then
+    local gate = linear(w[mark .. "gate"], x, ctx)
+    if c.gate_scale then gate = ops.affine(gate, c.gate_scale, 0) end
+    return ops.gate(gate, linear(up, x, ctx), c.activation_op)
+  end
   local y, inner = linear(both, x, ctx), both.out / 2
   local gate, rest
   if c.gate_up_order == "pairs" then
@@ -67,7 +72,8 @@ function mlp.run(c, w, x, ctx, mark, dtype) return linear(w[mark .. "down"], ins
 function mlp.forward(c, stage, x, _, ctx)
   local w = stage.weights
   if c.names.down_norm then return linear(w.down, norm.apply(c, stage, "down_norm", inside(c, w, x, ctx, ""), ctx.dtype), ctx, "f32") end
-  return mlp.run(c, stage.weights, x, ctx, "", "f32")
+  local y = mlp.run(c, stage.weights, x, ctx, "", "f32")
+  return c.down_scale and ops.affine(y, c.down_scale, 0) or y
 end
 
 return mlp
