@@ -35,14 +35,14 @@ local machine = runtime.apply(opt)
 
 local model = cli.check(classifier.open(opt.model, opt.data, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
-if model.unwritten and not opt.full then
-  cli.note("%s has no weights beside it: new ones are trained (--full)", opt.model)
-  opt.full = true
-end
 local unfit = training.check_data(model, opt)
 if unfit then cli.fail("train: " .. unfit, 2) end
 local images = model.net.data == "images"
 if images then data = require "onn.data.images" end
+if model.unwritten and not opt.full then
+  cli.note("%s has no weights beside it: new ones are trained (--full)", opt.model)
+  opt.full = true
+end
 opt.seq_len = not images and math.min(opt.seq_len, model.sizes.positions) or nil
 local chosen, unknown = layers.parse(opt.layers, model, opt)
 if chosen == false then cli.fail(unknown, 2) end
@@ -53,8 +53,8 @@ if opt.adapter then
 end
 local resume, replaced
 if not opt.dry_run then resume, replaced = checkpoint.choose(opt) end
-local wordless = images or model.net.open_data
-local tokenizer = not wordless and not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
+local tokenizer = not images and not model.net.open_data and not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory))
+  or nil
 opt.vocab_size, opt.classes, opt.own = model.sizes.vocabulary, classifier.classes(model), model.sizes.top ~= nil
 local set = cli.check(data.open(opt.data, images and model or tokenizer, opt, model))
 for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end

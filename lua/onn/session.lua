@@ -149,7 +149,7 @@ function Session:ahead(iterate, tokens, ram)
   end
 end
 
--- What a checkpoint keeps: the parameters, and running statistics that training moves.
+-- What is trained: the parameters, and running statistics that training moves.
 local function kept(self)
   local list = {}
   for _, p in ipairs(self.params) do list[#list + 1] = p end
@@ -186,7 +186,7 @@ function Session:save(directory)
   return model_files.write(self.model, directory, values, "f32")
 end
 
--- What a checkpoint holds the values of: that, and the state that is carried on.
+-- What a checkpoint holds the values of: these, and the state that is carried on.
 local function held(self)
   local list = kept(self)
   for _, one in ipairs(self.memory and self.memory:saved() or {}) do list[#list + 1] = one end

@@ -40,9 +40,6 @@ function training.check(opt)
   if opt.count and opt.ratio then return "--count and --ratio say the same thing twice: give one" end
 end
 
--- Does the net's state go on from update to update? It does where the rows of a long text follow each other.
-function training.carried(model, opt) return opt.pack == "stream" and model.net.memory ~= nil or nil end
-
 -- What of a recipe's options has no sense for this model's data: nil, or one line.
 function training.check_data(model, opt)
   local images = model.net.data == "images"
@@ -55,6 +52,9 @@ function training.check_data(model, opt)
     return "--micro-batch: with --full batch norms take the statistics of the whole batch"
   end
 end
+
+-- Does the net's state go on from update to update? It does where the rows of a long text follow each other.
+function training.carried(model, opt) return opt.pack == "stream" and model.net.memory ~= nil or nil end
 
 -- The plan of training `set` (of onn.data) with a recipe's options (budget among them): for its rows as long as they are. rates:
 -- onn.limit's; held_out: other rows that will go through the model as many at once, or nil.

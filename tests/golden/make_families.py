@@ -177,6 +177,9 @@ VARIANTS = {
         key_multiplier=0.6, attention_out_multiplier=1.4, attention_in_multiplier=0.8, ssm_multipliers=[0.9, 1.1, 0.8, 1.2, 0.7],
         ssm_in_multiplier=1.3, ssm_out_multiplier=0.6)),
     "falcon_h1_norm_after": ("falcon_h1", dict(mamba_rms_norm=True, mamba_norm_before_gate=False, mamba_proj_bias=True)),
+    "kimi_linear_q": ("kimi_linear", dict(q_lora_rank=24)),
+    "minimax_scaled": ("minimax", dict(full_attn_alpha_factor=1.5, full_attn_beta_factor=0.7, linear_attn_alpha_factor=1.3,
+                                       linear_attn_beta_factor=0.8, mlp_alpha_factor=1.2, mlp_beta_factor=0.9)),
     "jamba_dense": ("jamba", dict(num_experts=1, num_experts_per_tok=1)),
 }
 FIXED = {"gpt_neo": dict(attention_types=[[["global", "local"], 1]]), "mpt": dict(), "bloom": dict(),
@@ -188,6 +191,9 @@ FIXED = {"gpt_neo": dict(attention_types=[[["global", "local"], 1]]), "mpt": dic
          "mimo_v2_flash": dict(head_dim=24),
          "gemma3n_text": dict(num_kv_shared_layers=0, intermediate_size=64),
          **{name: dict(layer_types=["linear_attention", "full_attention"]) for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")},
+         "kimi_linear": dict(num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"], linear_head_dim=8,
+                             linear_num_heads=3, num_key_value_heads=4, mlp_layer_types=["dense", "sparse", "sparse"], q_lora_rank=None),
+         "lfm3": dict(num_hidden_layers=3, layer_types=["conv", "sliding_attention", "full_attention"]),
          "lara_mini": dict(num_hidden_layers=3, layer_types=["linear_attention", "sliding_attention", "full_attention"]),
          "lfm2": dict(layer_types=["conv", "full_attention"]),
          "lfm2_moe": dict(num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], num_dense_layers=1, num_experts_per_tok=2),
@@ -241,7 +247,13 @@ def make(tools, name, family, out):
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     model = family.build().eval()
+    decays = {n: b.clone() for n, b in model.named_buffers() if n.endswith(("slope_rate", "_decay"))}  # follow from the layer, never trained
     family.fill(model, tools.seeded(name, "weights"))
+    for buffer, value in model.named_buffers():                         # xIELU's guard is a constant, not learned
+        if buffer.endswith("act_fn.eps"):
+            value.fill_(-1e-6)
+        if buffer in decays:
+            value.copy_(decays[buffer])
     family.save(model, folder)
     if name.endswith("_old"):
         make_old(folder / "config.json")

@@ -1,4 +1,4 @@
--- State-space models against reference outputs (tests/golden/make_state_space.py): logits, gradients of adapters, greedy ids.
+-- Models whose mixers carry states against reference outputs (tests/golden/make_state_space.py): logits, gradients of adapters, greedy ids.
 local batch = require "onn.batch"
 local core = require "onn.core.ops"
 local full = require "onn.nn.full"
@@ -19,7 +19,7 @@ local function largest(t) return core.reduce(core.unary(t:to("f32"):contiguous()
 local function distance(a, b) return largest(core.binary(a:to "f32", b:to("f32"):view(a:shape()), "sub")) end
 
 describe("golden state space", function()
-  for _, family in ipairs { "mamba", "falcon_mamba", "mamba2" } do
+  for _, family in ipairs { "mamba", "falcon_mamba", "mamba2", "lfm2", "falcon_h1", "jamba", "qwen3_5_text" } do
     describe(family, function()
       local path = program.home .. "/tests/golden/state_space/" .. family
       local golden, folder, ids
@@ -88,14 +88,14 @@ describe("golden state space", function()
           local kept, along = p.value:clone(), gradients[i]
           local length = math.sqrt((core.total(along:view { 1, along:numel() }, true)))
           assert.is_true(length > 0, p.name)
-          local step, loss = 0.1 / length, {} -- which moves the loss, about 100, by 0.1 either way
+          local step, loss = 0.025 / length, {} -- which moves the loss, about 100, by 0.025 either way
           for k, side in ipairs { 1, -1 } do
             p.value:copy(core.binary(kept, core.affine(along, side * step / length, 0), "add"))
             loss[k] = sweep.gradient(model, { b }, { scale = 1 })
           end
           p.value:copy(kept)
           local slope = (loss[1] - loss[2]) / (2 * step)
-          assert.is_true(math.abs(slope - length) <= 3e-3 * length,("%s: %g along a gradient of %g"):format(p.name, slope, length))
+          assert.is_true(math.abs(slope - length) <= 5e-3 * length, ("%s: %g along a gradient of %g"):format(p.name, slope, length))
         end
         for _, p in ipairs(params) do tape.forget(p.value) end
         model:close()

@@ -163,19 +163,26 @@ local function join(c, stage, x, y, number)
     local n = 2 * (stage.index + 1) + (number == "norm2" and 1 or 0)
     x, y = ops.affine(x, math.sqrt((n - 1) / n), 0), ops.affine(y, 1 / math.sqrt(n), 0)
   end
+  if c.join_scales then
+    local by = c.join_scales[stage.index][number]
+    x, y = ops.affine(x, by[1], 0), ops.affine(y, by[2], 0)
+  end
   if c.residual_scale then y = ops.affine(y, c.residual_scale, 0) end
   x = ops.add(x, y)
   if norm_name(c, stage.index, number .. "_sum") then x = norm.apply(c, stage, number .. "_sum", x, "f32") end
   return x
 end
 
+-- The residual stream as it goes past a part: where it is normed itself (c.normed_stream), what the norm gives.
+local function stream(c, stage, number, x) return c.normed_stream and norm.apply(c, stage, number, x, "f32") or x end
+
 local function before(c, stage, number, x, ctx)
-  if norm_name(c, stage.index, number) then return norm.apply(c, stage, number, x, ctx.dtype) end
+  if norm_name(c, stage.index, number) and not c.normed_stream then return norm.apply(c, stage, number, x, ctx.dtype) end
   return ctx.dtype == "f32" and x or ops.to(x, ctx.dtype)
 end
 
 function forward.block(c, stage, carry, ctx)
-  local x = carry.hidden
+  local x = stream(c, stage, "norm1", carry.hidden)
   local first = before(c, stage, "norm1", x, ctx)
   local mixed = stage.mixer.forward(c, stage, first, carry, ctx)
   if c.parallel and stage.feed then
@@ -184,7 +191,10 @@ function forward.block(c, stage, carry, ctx)
     return carry
   end
   local h = join(c, stage, x, mixed, "norm1")
-  if stage.feed then h = join(c, stage, h, stage.feed.forward(c, stage, before(c, stage, "norm2", h, ctx), carry, ctx, h), "norm2") end
+  if stage.feed then
+    h = stream(c, stage, "norm2", h)
+    h = join(c, stage, h, stage.feed.forward(c, stage, before(c, stage, "norm2", h, ctx), carry, ctx, h), "norm2")
+  end
   if c.layer_scalar then h = ops.mul(h, ops.view(stage.weights.layer_scalar, { 1, 1 })) end
   carry.hidden = h
   return carry

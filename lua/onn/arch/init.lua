@@ -94,7 +94,9 @@ local MOST_EXPERTS = 2 ^ 18 -- of all layers: each is several tensors to look fo
 -- Do the numbers of a mixture of experts fit each other?
 local function check_experts(sizes, wrong)
   local m = sizes.moe
-  if type(m) ~= "table" or type(m.experts) ~= "number" then return end
+  local used = false
+  for _, part in ipairs { sizes.feeds or {}, sizes.mixers or {} } do for _, name in pairs(part) do used = used or name == "moe" end end
+  if type(m) ~= "table" or type(m.experts) ~= "number" or not used then return end
   local function say(...) wrong[#wrong + 1] = "config.json: " .. (...):format(select(2, ...)) end
   if m.experts * (sizes.layers or 1) > MOST_EXPERTS then
     say("%d experts in each of %d layers are more than the %d that are looked for", m.experts, sizes.layers, MOST_EXPERTS)
@@ -140,7 +142,8 @@ local function shape_text(shape) return "(" .. table.concat(shape, ", ") .. ")" 
 
 -- Buffers that old checkpoints carry and nothing reads.
 local function ignorable(name, described)
-  return name:find "rotary_emb%.inv_freq$" or name:find "%.attn%.bias$" or name:find "%.attn%.masked_bias$" or name:find "attention%.bias$"
+  return name:find "rotary_emb%.inv_freq$" or name:find "%.attn%.bias$" or name:find "%.attn%.masked_bias$"
+    or name:find "%.self_attn%.slope_rate$" or name:find "%.self_attn%.[kqd][a-z]+_decay$" or name:find "attention%.bias$"
     or name:find "attention%.masked_bias$"
     or (described.sizes.tied and name == described.sizes.names.head .. ".weight")
     or described.net.ignorable and described.net.ignorable(name)

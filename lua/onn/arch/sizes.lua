@@ -40,7 +40,7 @@ for _, flag in ipairs { "attention_bias", "output_bias", "mlp_bias", "tied", "us
   "attention_gate", "interleave", "qkv_bias", "scale_embedding", "mup",
   "post_norm", "temperature_tuning", "keys_are_values", "with_experts",
   "conv_bias", "adjust", "expert_bias", "gate_norm",
-  "norm_before_gate", "negative" } do
+  "norm_before_gate", "negative", "use_gate", "use_sandwich" } do
   kinds[flag] = values.flag
 end
 
@@ -165,8 +165,8 @@ local function read_rope(config, c, wrong)
   if not angles then wrong[#wrong + 1] = problem return end
   c.rope = angles
   if other then
-    c.rope_of_windows, problem = rope.read(other, c.rope_size or c.local_head_size or c.head_size, { theta = c.local_theta or c.rope_theta, share = c.rotary_share,
-      dims = c.rotary_dims, positions = c.positions })
+    options.theta = c.local_theta or c.rope_theta
+    c.rope_of_windows, problem = rope.read(other, c.rope_size or c.local_head_size or c.head_size, options)
     if not c.rope_of_windows then wrong[#wrong + 1] = problem return end
     c.local_rope = c.local_rope or each_layer(c, function(layer) return c.windows[layer] ~= 0 end)
   end

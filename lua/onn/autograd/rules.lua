@@ -36,6 +36,15 @@ local function keep(s, ...)
   if s.keep then for k = 1, select("#", ...) do s[k] = (select(k, ...)) end end
 end
 
+-- Where the gradient of parameter k, the tensor t, is added to: its leaf; of one that an operation made (1 + w, say) zeros, which are also
+-- the second result, for the rule to give back.
+local function parameter(c, k, t)
+  local leaf = c.leaf(k)
+  if leaf or not t or not c.wants(k) then return leaf end
+  local own = tensors.zeros("f32", t:shape())
+  return own, own
+end
+
 -- Slopes of these are functions of the value; those of the others, of the input alone, keep no value.
 local by_value = { exp = true, sqrt = true, tanh = true, sigmoid = true }
 
@@ -222,7 +231,10 @@ rules.rms_norm = {
     keep(s, i[1], i[2], rstd)
     return y
   end,
-  backward = function(s, dy, c) return core.rms_norm_backward(dy, s[1], s[2], s[3], c.leaf(2), row_starts(s[1], c.starts)) end,
+  backward = function(s, dy, c)
+    local dw, own = parameter(c, 2, s[2])
+    return core.rms_norm_backward(dy, s[1], s[2], s[3], dw, row_starts(s[1], c.starts)), own
+  end,
 }
 
 -- x, w, b as rms_norm's w, each may be nil; y in dtype (nil: x's)
@@ -233,7 +245,8 @@ rules.layer_norm = {
     return y
   end,
   backward = function(s, dy, c)
-    return core.layer_norm_backward(dy, s[1], s[2], s[3], c.leaf(2), c.leaf(3), row_starts(s[1], c.starts))
+    local dw, own = parameter(c, 2, s[2])
+    return core.layer_norm_backward(dy, s[1], s[2], s[3], dw, c.leaf(3), row_starts(s[1], c.starts)), own
   end,
 }
 
@@ -338,7 +351,10 @@ rules.causal_conv = {
     s.starts = starts
     return core.causal_conv(i[1], i[2], i[3], starts, state)
   end,
-  backward = function(s, dy, c) return core.causal_conv_backward(dy, s[1], s[2], s.starts, c.leaf(2), c.leaf(3)) end,
+  backward = function(s, dy, c)
+    local dw, own = parameter(c, 2, s[2])
+    return core.causal_conv_backward(dy, s[1], s[2], s.starts, dw, c.leaf(3)), own
+  end,
 }
 
 -- x f32 (tokens, heads * size), dt f32 (tokens, heads), b, c f32 (tokens, groups, states), a_log f32 (heads, states) or (heads, 1), bias of

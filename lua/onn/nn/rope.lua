@@ -75,7 +75,8 @@ end
 -- What the scalings are made of: the kind of each value, and what a scaling cannot do without.
 local kinds = { factor = values.positive, attention_factor = values.positive, low_freq_factor = values.positive,
   high_freq_factor = values.positive, beta_fast = values.positive, beta_slow = values.positive, mscale = values.number,
-  mscale_all_dim = values.number, short_mscale = values.positive, long_mscale = values.positive, short_factor = values.positives, long_factor = values.positives,
+  mscale_all_dim = values.number, short_mscale = values.positive, long_mscale = values.positive,
+  short_factor = values.positives, long_factor = values.positives,
   original_max_position_embeddings = values.positive }
 local needs = { linear = { "factor" }, dynamic = { "factor" }, llama3 = { "factor", "low_freq_factor", "high_freq_factor" },
   yarn = { "factor" }, longrope = { "short_factor", "long_factor" } }

@@ -9,6 +9,7 @@ return {
   defaults = { tied = true },
   derive = function(c)
     v3.derive(c)
+    c.moe = nil
     c.feeds = sizes.each_layer(c, function() return "mlp" end)
   end,
 }

@@ -1,5 +1,5 @@
 -- Latent attention (DeepSeek, arXiv 2405.04434): keys and values of all heads from one narrow vector, and one rotated key for all heads.
--- Switches in c: heads, q_rank (nil: queries directly), kv_rank, nope_size, rope_size, value_size, latent_eps (of its own norms).
+-- Switches in c: heads, q_rank (nil: queries directly), kv_rank, nope_size, rope_size, value_size, latent_eps (of its own norms), rotated.
 local linear = require "onn.nn.linear"
 local norm = require "onn.arch.parts.norm"
 local ops = require "onn.ops"
@@ -25,13 +25,20 @@ end
 function latent.forward(c, stage, x, carry, ctx)
   local w, tokens, size = stage.weights, x:size(1), c.nope_size + c.rope_size
   local q
-  if w.q_a then q = linear(w.q_b, norm.apply(c, stage, "q_a_norm", linear(w.q_a, x, ctx, "f32"), ctx.dtype, c.latent_eps), ctx, "f32") else q = linear(w.q, x, ctx, "f32") end
+  if w.q_a then
+    q = linear(w.q_b, norm.apply(c, stage, "q_a_norm", linear(w.q_a, x, ctx, "f32"), ctx.dtype, c.latent_eps), ctx, "f32")
+  else
+    q = linear(w.q, x, ctx, "f32")
+  end
   local q_nope, q_rope = ops.split(ops.view(q, { tokens, c.heads, size }), { c.nope_size, c.rope_size })
   local narrow, k_rope = ops.split(linear(w.kv_a, x, ctx, "f32"), { c.kv_rank, c.rope_size })
   local kv = linear(w.kv_b, norm.apply(c, stage, "kv_a_norm", ops.contiguous(narrow), ctx.dtype, c.latent_eps), ctx, "f32")
   local k_nope, v = ops.split(ops.view(kv, { tokens, c.heads, c.nope_size + c.value_size }), { c.nope_size, c.value_size })
-  q_rope = ops.rope(ops.contiguous(q_rope), carry.angles, carry.positions, "f32")
-  k_rope = ops.rope(ops.view(ops.contiguous(k_rope), { tokens, 1, c.rope_size }), carry.angles, carry.positions, "f32")
+  k_rope = ops.view(ops.contiguous(k_rope), { tokens, 1, c.rope_size })
+  if c.rotated[stage.index] then
+    q_rope = ops.rope(ops.contiguous(q_rope), carry.angles, carry.positions, "f32")
+    k_rope = ops.rope(k_rope, carry.angles, carry.positions, "f32")
+  end
   q = ops.cat(q_nope, q_rope, 3)
   local k = ops.cat(k_nope, ops.expand(k_rope, { tokens, c.heads, c.rope_size }), 3)
   v = ops.contiguous(v)

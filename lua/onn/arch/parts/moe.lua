@@ -1,9 +1,10 @@
 -- A mixture of experts in place of a block's feed-forward part. c.moe: experts, per_token, inner (of each), score ("softmax" over all
--- experts, "sigmoid", or, of the chosen ones' logits, "logits" (a softmax) or "sigmoid_of_chosen"; "rivals": see there), normalize (the chosen scores to a sum
--- of 1), scale (of the result), groups and per_token_groups (experts are chosen among the best groups), correction (a bias that counts for
--- choosing only), router_bias, shared (inner width of what sees every token; 0: none), shared_gate (its output is weighed by a sigmoid), mean_with_shared (half
--- of both), out_bias (on the sum), scale_input (an expert sees its token times its weight, instead of its output);
--- stacked (the experts' weights are one tensor each: (experts, out, in), or with stored = "in_out" (experts, in, out)).
+-- experts, "sigmoid", or, of the chosen ones' logits, "logits" (a softmax) or "sigmoid_of_chosen"; "rivals": see there), normalize (the
+-- chosen scores to a sum of 1), scale (of the result), groups and per_token_groups (experts are chosen among the best groups), correction (a
+-- bias that counts for choosing only), router_bias, shared (inner width of what sees every token; 0: none), shared_gate (its output is
+-- weighed by a sigmoid), mean_with_shared (half of both), out_bias (on the sum), scale_input (an expert sees its token times its weight,
+-- instead of its output); stacked (the experts' weights are one tensor each: (experts, out, in), or with stored = "in_out" (experts, in,
+-- out)).
 local linear = require "onn.nn.linear"
 local mlp = require "onn.arch.parts.mlp"
 local norm = require "onn.arch.parts.norm"
