@@ -97,7 +97,7 @@ if a.assumed then
   cli.print("config        " .. table.concat(list, ", "))
 end
 if a.runnable and model:unfit "tokens" then
-  cli.print(("runnable      yes, in %s, on images"):format(model.dtype))
+  cli.print(("runnable      yes, in %s, on %s"):format(model.dtype, model.net.data))
 elseif a.runnable then
   cli.print(("runnable      yes, in %s\nin memory     generate from %s, train from %s (LoRA, micro-batch 1, activations rebuilt)"):format(
     model.dtype, units.bytes(needs.generate), units.bytes(needs.train)))

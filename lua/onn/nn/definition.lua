@@ -60,7 +60,7 @@ function losses.square(output, y)
   return ops.mean(ops.square(ops.sub(ops.view(ops.contiguous(output), wide), y:view(wide))))
 end
 
-local net = { dtype = "f32", open_data = tables.open, custom = true, continues = false }
+local net = { dtype = "f32", open_data = tables.open, data = "tables", custom = true }
 definition.net = net
 
 function net.first_value(_, t, seed) return first.value(t.initial[1], t.initial[2], t, seed) end

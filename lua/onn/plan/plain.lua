@@ -6,8 +6,8 @@ local tensors = require "onn.core.tensor"
 
 local plain = {}
 
-local function ring_of(opt)
-  return opt.slots and not opt.full and { slots = opt.slots, chunk = opt.chunk or 1, prefetch = opt.prefetch, direct = true } or nil
+local function ring_of(model, opt)
+  return opt.slots and not opt.full and not model.unwritten and { slots = opt.slots, chunk = opt.chunk or 1, prefetch = opt.prefetch, direct = true } or nil
 end
 
 -- Weights of the products, which each token passes once.
@@ -24,7 +24,7 @@ local function weight_bytes(model, ring)
 end
 
 local function finish(model, p, opt, tokens)
-  p.ring = ring_of(opt)
+  p.ring = ring_of(model, opt)
   local layout
   p.weights, layout = weight_bytes(model, p.ring)
   p.slots, p.chunk, p.dtype = p.ring and p.ring.slots, p.ring and p.ring.chunk, model.dtype
