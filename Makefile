@@ -109,7 +109,7 @@ bench: all
 
 # --- checking ---------------------------------------------------------------------------------------------------------
 # SPECS= names files or folders to run instead of all; the last line is `N passed, N failed`.
-JOBS    ?= 1
+JOBS    ?= $(shell nproc)
 TIMEOUT ?= 300
 C_TESTS := $(patsubst tests/%.c,$(BUILD)/asan/tests/%,$(wildcard tests/*_test.c tests/*/*_test.c))
 

@@ -11,14 +11,18 @@
 -- All phantoms made by f are freed at its end; returns what f returns.
 local core = require "onn.core.tensor"
 local scope = require "onn.scope"
+local trace = require "onn.trace"
 
-local function finish(ok, ...)
+local function finish(traced, ok, ...)
   core.dry_end()
+  trace.on = traced
   if not ok then error((...), 0) end
   return ...
 end
 
 return function(f, ...)
+  local traced = trace.on
   core.dry_begin()
-  return finish(pcall(scope, f, ...))
+  trace.on = false
+  return finish(traced, pcall(scope, f, ...))
 end

@@ -186,7 +186,7 @@ local function candidate(opt, f, m, how)
   local tape, pinned = m.tapes(kept_from, f.last - 1) * micros, m.inputs(kept_from, f.last - 1) * micros
   local weights = how.slots and f.vectors + how.slots * f.layout.slot or f.resident
   local work = math.max(during, most - tape, m.head(how.together, true)) -- where tapes are rebuilt, those that were kept are gone
-  if how.ram < how.carries then work = work + 4 * m.carry end -- of carries that are spilled some are in use beside the quota
+  if how.ram < how.carries then work = work + 4 * m.carry + 2 ^ 16 end -- of carries that are spilled some are in use beside the quota
   local frozen = f.stage > 2 -- are there stages below with nothing trained in them?
   if opt.reuse_prefix and frozen then work = work + 2 * m.carry end -- what onn.prefix copies and fetches
   local carries = math.min(how.ram, how.carries) + pinned

@@ -91,7 +91,7 @@ describe("onn optimize", function()
     local wide = tiny.model(folder .. "/wide", { num_hidden_layers = 8, hidden_size = 256, intermediate_size = 512,
       tie_word_embeddings = false })
     local status, out, err = run { "optimize", wide, "--budget", "4s", "--seq-len", "16", "--batch", "4", "--rank", "2", "--threads", "1",
-      "--micro-batch", "4", "--memory", "15MB", "--json", "-q" }
+      "--micro-batch", "4", "--memory", "18MB", "--json", "-q" }
     assert.equal(0, status, err)
     local found = assert(json.decode(out))
     local chunks, n = {}, 0

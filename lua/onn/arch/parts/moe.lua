@@ -164,20 +164,30 @@ function moe.flattened(rows)
   return list
 end
 
+-- ctx for the rows of one expert: their own numbers, so that a sample drops the same elements wherever its tokens go.
+local function ctx_of(ctx, numbers, own)
+  if not numbers then return ctx end
+  local list = {}
+  for i, t in ipairs(own.tokens) do list[i] = numbers[t + 1] end
+  return setmetatable({ rows = tensors.from_table(list, "i64") }, { __index = ctx })
+end
+
 -- The sum of the chosen experts' outputs, each times its weight: f32 (tokens, width).
 function moe.mixed(c, stage, x, values, rows, carry, ctx)
   local m, w, tokens = c.moe, stage.weights, x:size(1)
   local flat = ops.view(values, { tokens * m.per_token, 1 })
   local experts = moe.gathered(m, rows, tape.recording() and carry.starts)
+  local numbers = ctx.training and ctx.rows and not m.stacked and (tensors.is_dry() and {} or ctx.rows:totable())
+  if numbers and tensors.is_dry() then for t = 1, tokens do numbers[t] = t - 1 end end
   local sum
   for e = 0, m.experts - 1 do
     local own = experts[e]
     if own then
-      local index = tensors.from_table(own.tokens, "i32")
+      local index, own_ctx = tensors.from_table(own.tokens, "i32"), ctx_of(ctx, numbers, own)
       local function run()
         local into, weight = ops.gather_rows(x, index), ops.gather_rows(flat, tensors.from_table(own.places, "i32"))
         if m.scale_input then into = weighed(into, weight) end
-        local y = m.stacked and mlp.run(c, layers_of(c, w, e), into, ctx, "", "f32") or mlp.run(c, w, into, ctx, ("expert%d_"):format(e), "f32")
+        local y = m.stacked and mlp.run(c, layers_of(c, w, e), into, own_ctx, "", "f32") or mlp.run(c, w, into, own_ctx, ("expert%d_"):format(e), "f32")
         if not m.scale_input then y = ops.mul(y, weight) end
         return ops.scatter_add_rows(y, index, tokens)
       end
