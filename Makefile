@@ -136,7 +136,7 @@ lint-cppcheck: | deps-test
 SANITIZER_OPTIONS := ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 OMP_NUM_THREADS=2
 sanitize: | deps
 	$(MAKE) --no-print-directory BUILD=$(BUILD)/asan SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' \
-	    CFLAGS='-O1 -g' KERNEL_CFLAGS='-O1 -g' ISAS='sse41 avx2 avx512_bf16' $(BUILD)/asan/onn $(C_TESTS)
+	    CFLAGS='-O1 -g' KERNEL_CFLAGS='-O1 -g' $(BUILD)/asan/onn $(C_TESTS)
 
 $(BUILD)/tests/%_test: tests/%_test.c $(filter-out $(BUILD)/host/main.o,$(OBJECTS)) | deps
 	@mkdir -p $(@D)

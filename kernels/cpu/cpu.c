@@ -13,9 +13,6 @@ static const char *const dtype_names[] = {"f32", "bf16", "f16", "i8", "u8", "i32
 
 const char *dtype_name(Dtype dtype) { return dtype < DTYPE_COUNT ? dtype_names[dtype] : "?"; }
 
-/* Weak: a build for checking leaves some instruction sets out. */
-#pragma weak cpu_amx_bf16_backend
-#pragma weak cpu_avx512_backend
 extern const Backend cpu_amx_bf16_backend, cpu_avx512_bf16_backend, cpu_avx512_backend, cpu_avx2_backend, cpu_sse41_backend;
 
 static int has_sse41(void) { return __builtin_cpu_supports("sse4.1") != 0; }
@@ -65,7 +62,7 @@ const Backend *backend_cpu(void) {
         }
     }
     for (int i = first; i < LEVELS; i++)
-        if (levels[i].backend && levels[i].present()) {
+        if (levels[i].present()) {
             chosen = &levels[i];
             if (i)
                 dnnl_set_max_cpu_isa(chosen->library);
