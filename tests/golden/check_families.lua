@@ -3,17 +3,15 @@
 --   onn tests/golden/check_families.lua --table README.md FOLDER     the same, as the table between README's marks
 -- Bars: 1e-4 of the largest logit, 1e-3 of the largest gradient of a tensor, equal ids, equal bits.
 local batch = require "onn.batch"
-local core = require "onn.core.ops"
+local compare = require "tests.golden.compare"
 local generator = require "onn.generator"
-local json = require "onn.core.json"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
 local store = require "onn.core.store"
 local sweep = require "onn.sweep"
 local system = require "onn.core.system"
 
-local function largest(t) return core.reduce(core.unary(t:to("f32"):contiguous():view { t:numel() }, "abs"), "max"):item() end
-local function distance(a, b) return largest(core.binary(a:to "f32", b:to("f32"):view(a:shape()), "sub")) end
+local largest, distance = compare.largest, compare.distance
 
 local function batch_of(model, golden)
   local given = { input_ids = golden:read "input_ids", labels = golden:info "labels" and golden:read "labels" or nil }
@@ -32,26 +30,16 @@ end
 
 -- The largest distance of a gradient, or nil where there are no adapters; or nil and what is wrong.
 local function gradients(model, golden, b, folder)
-  local values = {}
-  for _, name in ipairs(golden:names()) do
-    local module, part = name:match "^lora%.(.*)%.([AB])$"
-    if module then values[("base_model.model.%s.lora_%s.weight"):format(module, part)] = golden:read(name) end
-  end
-  if not next(values) then return nil end
-  system.mkdir_p(folder)
-  assert(store.write(folder .. "/adapter_model.safetensors", values, { format = "pt" }))
-  assert(system.write_file(folder .. "/adapter_config.json",
-    json.encode { peft_type = "LORA", r = 4, lora_alpha = 8, lora_dropout = 0, target_modules = "all-linear", bias = "none" }))
+  if not compare.adapter_directory(golden, folder) then return nil end
   local adapter, message = lora.load(model, folder)
   system.remove_tree(folder)
   if not adapter then return nil, message end
   local params = lora.parameters(adapter)
   sweep.gradient(model, { b }, { scale = 1 / b.supervised })
-  local top, worst = 0, 0
-  for _, name in ipairs(golden:names()) do if name:find "^grad%." then top = math.max(top, largest(golden:read(name))) end end
+  local top, worst, read_as = compare.largest_gradient(golden), 0, {}
+  for _, one in ipairs(adapter.modules) do read_as[one.name .. ".A"], read_as[one.name .. ".B"] = one.read_as .. ".A", one.read_as .. ".B" end
   for _, p in ipairs(params) do
-    local want = golden:read("grad." .. p.name) -- absent where transformers calls the layer otherwise
-    local off = want and distance(want, p.gradients[1]) / math.max(largest(want), top / 1000) or 0
+    local off = compare.gradient(golden:read("grad." .. read_as[p.name]), p.gradients[1], top)
     if not (off <= worst) then worst = off end
   end
   lora.remove(model, adapter)

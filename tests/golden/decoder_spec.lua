@@ -1,6 +1,7 @@
 -- Every decoder family against reference outputs: logits, LoRA gradients, five training losses, greedy ids; f32, and bf16's distance.
 local adamw = require "onn.optim".adamw
 local batch = require "onn.batch"
+local compare = require "tests.golden.compare"
 local core = require "onn.core.ops"
 local generator = require "onn.generator"
 local json = require "onn.core.json"
@@ -21,21 +22,7 @@ local families = { "llama", "llama_tied_bias", "llama3_rope", "mistral", "qwen2"
 -- Made by tests/golden/make_bf16.py. Rounding to bf16 moves these tiny random models by 1 to 10 % of the largest logit.
 local bf16_bars = json.decode(support.read(program.home .. "/tests/golden/bf16.json"))
 
-local function largest(t) return core.reduce(core.unary(t:to("f32"):contiguous():view { t:numel() }, "abs"), "max"):item() end
-local function distance(a, b) return largest(core.binary(a:to "f32", b:to("f32"):view(a:shape()), "sub")) end
-
--- The golden adapters as a PEFT directory.
-local function adapter_directory(golden, folder)
-  local values = {}
-  for _, name in ipairs(golden:names()) do
-    local module, part = name:match "^lora%.(.*)%.([AB])$"
-    if module then values[("base_model.model.%s.lora_%s.weight"):format(module, part)] = golden:read(name) end
-  end
-  assert(store.write(folder .. "/adapter_model.safetensors", values, { format = "pt" }))
-  assert(system.write_file(folder .. "/adapter_config.json",
-    json.encode { peft_type = "LORA", r = 4, lora_alpha = 8, lora_dropout = 0, target_modules = "all-linear", bias = "none" }))
-  return folder
-end
+local largest, distance = compare.largest, compare.distance
 
 describe("golden decoder", function()
   for _, family in ipairs(families) do
@@ -53,7 +40,7 @@ describe("golden decoder", function()
         end
         setup(function()
           golden = assert(store.open(path .. "/golden.safetensors"))
-          folder = adapter_directory(golden, support.scratch())
+          folder = compare.adapter_directory(golden, support.scratch())
           ids = golden:read "input_ids"
         end)
         teardown(function() support.scratch_remove(folder) end)

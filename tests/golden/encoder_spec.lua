@@ -1,7 +1,7 @@
 -- Encoders against reference outputs: logits, the body's output, LoRA gradients and five training losses; in memory and streamed.
 local adamw = require "onn.optim".adamw
+local compare = require "tests.golden.compare"
 local core = require "onn.core.ops"
-local json = require "onn.core.json"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
 local optim = require "onn.optim"
@@ -13,21 +13,7 @@ local system = require "onn.core.system"
 
 local shared = program.home .. "/../shared/golden"
 
-local function largest(t) return core.reduce(core.unary(t:to("f32"):contiguous():view { t:numel() }, "abs"), "max"):item() end
-local function distance(a, b) return largest(core.binary(a:to "f32", b:to("f32"):view(a:shape()), "sub")) end
-
--- The golden adapters as a PEFT directory.
-local function adapter_directory(golden, folder)
-  local values = {}
-  for _, name in ipairs(golden:names()) do
-    local module, part = name:match "^lora%.(.*)%.([AB])$"
-    if module then values[("base_model.model.%s.lora_%s.weight"):format(module, part)] = golden:read(name) end
-  end
-  assert(store.write(folder .. "/adapter_model.safetensors", values, { format = "pt" }))
-  assert(system.write_file(folder .. "/adapter_config.json",
-    json.encode { peft_type = "LORA", r = 4, lora_alpha = 8, lora_dropout = 0, target_modules = "all-linear", bias = "none" }))
-  return folder
-end
+local largest, distance = compare.largest, compare.distance
 
 describe("golden encoder", function()
   for _, family in ipairs { "bert", "roberta" } do
@@ -40,7 +26,7 @@ describe("golden encoder", function()
           local golden, folder, model
           setup(function()
             golden, folder = assert(store.open(path .. "/golden.safetensors")), support.scratch()
-            adapter_directory(golden, folder)
+            compare.adapter_directory(golden, folder)
             model = assert(Model.open(path, { dtype = "f32" }))
             assert.same({}, model.missing)
             assert(model:load { ring = how.ring })

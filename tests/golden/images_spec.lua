@@ -1,4 +1,5 @@
 -- Convolutional nets against reference outputs: logits in both modes, gradients, running statistics, training losses; streamed: the same bits.
+local compare = require "tests.golden.compare"
 local full = require "onn.nn.full"
 local core = require "onn.core.ops"
 local Model = require "onn.model"
@@ -15,11 +16,7 @@ local folders = { program.home .. "/../shared/golden/resnet", program.home .. "/
 local more = os.getenv "ONN_GOLDEN"
 for _, name in ipairs(more and system.list(more) or {}) do folders[#folders + 1] = more .. "/" .. name end
 
-local function largest(t)
-  if t:numel() == 0 then return 0 end
-  return core.reduce(core.unary(t:to("f32"):contiguous():view { t:numel() }, "abs"), "max"):item()
-end
-local function distance(a, b) return largest(core.binary(a:to "f32", b:to("f32"):view(a:shape()), "sub")) end
+local largest, distance = compare.largest, compare.distance
 
 local function bits(t) return (require "onn.core.hash").data(t:contiguous()) end
 

@@ -1,5 +1,6 @@
 -- Recurrent nets against PyTorch: logits, all gradients, training losses; the same bits streamed, cut into micro-batches, with any threads.
 local adamw = require "onn.optim".adamw
+local compare = require "tests.golden.compare"
 local core = require "onn.core.ops"
 local full = require "onn.nn.full"
 local Model = require "onn.model"
@@ -12,8 +13,7 @@ local tensors = require "onn.core.tensor"
 
 local own, shared = program.home .. "/tests/golden/recurrent", program.home .. "/../shared/golden"
 
-local function largest(t) return core.reduce(core.unary(t:to("f32"):contiguous():view { t:numel() }, "abs"), "max"):item() end
-local function distance(a, b) return largest(core.binary(a, b:to("f32"):view(a:shape()), "sub")) end
+local largest, distance = compare.largest, compare.distance
 
 local function open(path, ring)
   local model = assert(Model.open(path))

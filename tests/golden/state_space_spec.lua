@@ -1,22 +1,20 @@
 -- Models whose mixers carry states against reference outputs (tests/golden/make_state_space.py): logits, gradients of adapters, greedy ids.
 local batch = require "onn.batch"
+local compare = require "tests.golden.compare"
 local core = require "onn.core.ops"
 local full = require "onn.nn.full"
 local generator = require "onn.generator"
 local lora = require "onn.nn.lora"
-local json = require "onn.core.json"
 local Model = require "onn.model"
 local program = require "onn.core.program"
 local reference = require "tests.kernels.reference"
 local store = require "onn.core.store"
 local support = require "tests.support"
 local sweep = require "onn.sweep"
-local system = require "onn.core.system"
 local tape = require "onn.autograd.tape"
 local tensors = require "onn.core.tensor"
 
-local function largest(t) return core.reduce(core.unary(t:to("f32"):contiguous():view { t:numel() }, "abs"), "max"):item() end
-local function distance(a, b) return largest(core.binary(a:to "f32", b:to("f32"):view(a:shape()), "sub")) end
+local largest, distance = compare.largest, compare.distance
 
 describe("golden state space", function()
   for _, family in ipairs { "mamba", "falcon_mamba", "mamba2", "lfm2", "falcon_h1", "jamba", "qwen3_5_text" } do
@@ -32,14 +30,7 @@ describe("golden state space", function()
       setup(function()
         golden = assert(store.open(path .. "/golden.safetensors"))
         folder, ids = support.scratch(), golden:read "input_ids"
-        local values = {}
-        for _, name in ipairs(golden:names()) do
-          local module, part = name:match "^lora%.(.*)%.([AB])$"
-          if module then values[("base_model.model.%s.lora_%s.weight"):format(module, part)] = golden:read(name) end
-        end
-        assert(store.write(folder .. "/adapter_model.safetensors", values, { format = "pt" }))
-        assert(system.write_file(folder .. "/adapter_config.json",
-          json.encode { peft_type = "LORA", r = 4, lora_alpha = 8, lora_dropout = 0, target_modules = "all-linear", bias = "none" }))
+        assert(compare.adapter_directory(golden, folder))
       end)
       teardown(function() support.scratch_remove() end)
 

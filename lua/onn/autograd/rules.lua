@@ -542,21 +542,4 @@ rules.batch_norm = {
   end,
 }
 
--- a, b -> one after the other along a dimension
-rules.cat = {
-  forward = function(s, i, dimension)
-    local a, b = i[1], i[2]
-    local shape, first, second = a:shape(), a:size(dimension), b:size(dimension)
-    s.dimension, s.first, s.second = dimension, first, second
-    shape[dimension] = first + second
-    local y = tensors.new(a:dtype(), shape)
-    raw.narrow(y, dimension, 1, first):copy(a)
-    raw.narrow(y, dimension, first + 1, second):copy(b)
-    return y
-  end,
-  backward = function(s, dy)
-    return dy:narrow(s.dimension, 1, s.first):contiguous(), dy:narrow(s.dimension, s.first + 1, s.second):contiguous()
-  end,
-}
-
 return rules

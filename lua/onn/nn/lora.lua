@@ -296,9 +296,10 @@ function lora.load(model, directory)
   end
   for _, item in ipairs(model:linear_layers()) do
     local layer = item.layer
-    local key = PREFIX .. name_in(store, model, item)
+    local read_as = name_in(store, model, item)
+    local key = PREFIX .. read_as
     if not failure and (store:info(key .. ".lora_A.weight") or store:info(key .. ".lora_B.weight")) then
-      local one = { name = layer.name, dropout = adapter.dropout, index = item.stage.index }
+      local one = { name = layer.name, read_as = read_as, dropout = adapter.dropout, index = item.stage.index }
       local a, b = shapes(layer, 1)
       one.A, failure = read(key .. ".lora_A.weight", a, 1)
       if one.A then one.B, failure = read(key .. ".lora_B.weight", b, 2) end
