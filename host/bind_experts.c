@@ -61,7 +61,7 @@ static int l_group(lua_State *L) {
     Tensor *index = check_index(L, 1, n, count, NO_INDEX);
     if (n > INT32_MAX)
         return luaL_argerror(L, 1, "too many elements");
-    Tensor *order = new_tensor(L, I32, 1, &n), *starts = new_tensor(L, I32, 1, &bounds);
+    Tensor *order = new_values(L, I32, 1, &n), *starts = new_values(L, I32, 1, &bounds);
     const int32_t *of = index->view.data;
     int32_t *to = order->view.data, *at = starts->view.data;
     memset(at, 0, (size_t)bounds * sizeof *at);

@@ -69,8 +69,7 @@ static void check_mask(lua_State *L, int arg, Mask *m, int64_t heads) {
     lua_getfield(L, arg, "zero");
     lua_getfield(L, arg, "sinks");
     int top = lua_gettop(L);
-    double cap = lua_isnil(L, top - 4) ? 0 : lua_tonumber(L, top - 4), chunk = lua_isnil(L, top - 3) ? 0 : lua_tonumber(L, top - 3);
-    double zero = lua_isnumber(L, top - 1) ? lua_tonumber(L, top - 1) : -1;
+    double cap = luaL_optnumber(L, top - 4, 0), chunk = luaL_optnumber(L, top - 3, 0), zero = luaL_optnumber(L, top - 1, -1);
     Tensor *bias = optional_tensor(L, top - 2), *sinks = optional_tensor(L, top);
     if (!(cap >= 0))
         luaL_argerror(L, arg, "'cap' is no number from 0 on");
@@ -180,6 +179,7 @@ static int l_attention_decode(lua_State *L) {
     if (vk->dims != 4 || vk->dtype != vq->dtype || vk->shape[0] != vq->shape[0] || vk->shape[3] != vq->shape[2] ||
         !vk->shape[2] || vq->shape[1] % vk->shape[2] || !tensor_contiguous(k) || !tensor_contiguous(v))
         return luaL_argerror(L, 2, "expected a cache (sequences, capacity, kv_heads, size) that fits the queries");
+    check_values(L, 4);
     Tensor *lengths = check_index(L, 4, vq->shape[0], vk->shape[1] + 1, NO_INDEX);
     Mask mask = {.window = check_integer(L, 5, 0, INT64_C(1) << 40)};
     float scale = (float)luaL_checknumber(L, 6);

@@ -168,6 +168,8 @@ static int l_sum_rows(lua_State *L) {
 /* total(x, square) -> sum, count of non-finite elements */
 static int l_total(lua_State *L) {
     check_values(L, 1);
+    if (tensors_pool() == memory_dry())
+        return luaL_error(L, "total: a dry run has no values");
     Tensor *x = float_rows(L, 1);
     double sum = 0;
     int64_t bad = 0;

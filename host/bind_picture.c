@@ -24,7 +24,7 @@ static void read_channels(lua_State *L, int arg, int64_t channels, float *out) {
  * a number for each channel, of values in 0..1. */
 static int l_read(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
-    Tensor *t = check_tensor(L, 2);
+    Tensor *t = check_values(L, 2);
     if (t->view.dims != 3 || t->view.dtype != F32 || !tensor_contiguous(t) || (t->view.shape[0] != 1 && t->view.shape[0] != 3) ||
         !t->view.shape[1] || !t->view.shape[2])
         return luaL_argerror(L, 2, "expected a contiguous f32 (1 or 3, height, width)");

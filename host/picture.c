@@ -12,6 +12,10 @@
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_ONLY_PNG
+/* Zeroed: a scan may name tables that no segment defined. */
+#define STBI_MALLOC(n) calloc(1, n)
+#define STBI_REALLOC(p, n) realloc(p, n)
+#define STBI_FREE(p) free(p)
 #define STBI_ONLY_JPEG
 #define STBI_NO_STDIO
 #define STBI_NO_HDR

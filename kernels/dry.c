@@ -26,8 +26,6 @@ static Status scratch_done(Status status) {
 
 static void count(int64_t a, int64_t b, int64_t c, double times) { flops += times * 2 * (double)a * (double)b * (double)c; }
 
-static Status dry_total(double *total, int64_t *bad, const View *x, int square) { return backend_cpu()->total(total, bad, x, square); }
-
 static Status dry_sum_rows(View *y, const View *x, const View *starts) { return SCRATCH(sum_rows(y, x, starts)); }
 
 /* The adapter's A and B, for `rows` tokens of a layer's input and output. */
@@ -170,7 +168,7 @@ static Status dry_delta_rule_backward(View *dq, View *dk, View *dv, View *ddecay
 }
 
 #define COUNTED(X) \
-    X(total) X(sum_rows) X(linear) X(linear_decode) X(linear_backward) X(lora_backward) X(linear_backward_weight) X(matmul) X(attention) \
+    X(sum_rows) X(linear) X(linear_decode) X(linear_backward) X(lora_backward) X(linear_backward_weight) X(matmul) X(attention) \
     X(attention_backward) X(attention_decode) X(head_loss) X(head_part) X(rms_norm_backward) X(layer_norm_backward) X(conv) X(conv_backward) \
     X(causal_conv_backward) X(scan) X(scan_backward) X(delta_rule) X(delta_rule_backward)
 

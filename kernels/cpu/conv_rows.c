@@ -107,12 +107,19 @@ static Status work_make(Work *k, const Shape *s) {
     return OK;
 }
 
+/* Ends a call with `status`, which is also that of work_make(). */
+static Status work_free(Work *k, Status status) {
+    if (k->memory)
+        scratch_free(k->memory, k->bytes);
+    return status;
+}
+
 Status KERNEL(conv_rows)(View *y, const View *x, const View *w, const View *bias, const Conv *conv) {
     Shape s = shape_of(x, w, y, conv);
     Work k;
     Status status = work_make(&k, &s);
-    if (status != OK)
-        return status;
+    if (status != OK || scratch_only())
+        return work_free(&k, status);
     View weight = matrix(with_channels_last(k.weight, w->data, &s), s.out, s.window);
     for (int64_t n = 0; n < s.images && status == OK; n += s.group) {
         int64_t images = s.images - n < s.group ? s.images - n : s.group;
@@ -122,16 +129,15 @@ Status KERNEL(conv_rows)(View *y, const View *x, const View *w, const View *bias
         status = KERNEL(linear)(&to, NULL, &rows, &weight, bias, NULL);
         turn_images((float *)y->data + n * s.out * s.pixels, k.out, images, s.pixels, s.out);
     }
-    scratch_free(k.memory, k.bytes);
-    return status;
+    return work_free(&k, status);
 }
 
 Status KERNEL(conv_rows_dx)(View *dx, const View *dy, const View *w, const Conv *conv) {
     Shape s = shape_of(dx, w, dy, conv);
     Work k;
     Status status = work_make(&k, &s);
-    if (status != OK)
-        return status;
+    if (status != OK || scratch_only())
+        return work_free(&k, status);
     View weight = matrix(with_channels_last(k.weight, w->data, &s), s.out, s.window);
     for (int64_t n = 0; n < s.images && status == OK; n += s.group) {
         int64_t images = s.images - n < s.group ? s.images - n : s.group;
@@ -141,8 +147,7 @@ Status KERNEL(conv_rows_dx)(View *dx, const View *dy, const View *w, const Conv 
         scatter(k.in, k.windows, &s, images);
         turn_images((float *)dx->data + n * s.in * s.height * s.width, k.in, images, s.height * s.width, s.in);
     }
-    scratch_free(k.memory, k.bytes);
-    return status;
+    return work_free(&k, status);
 }
 
 /* Borders of images among rows of pixels, for sums that do not depend on how a batch is cut. */
@@ -160,9 +165,11 @@ Status KERNEL(conv_rows_dw)(View *dw, const View *dy, const View *x, const View 
         return status;
     size_t starts_bytes = (size_t)(s.group + 1) * sizeof(int32_t);
     int32_t *starts = scratch_alloc(starts_bytes);
-    if (!starts) {
-        scratch_free(k.memory, k.bytes);
-        return ERR_MEMORY;
+    if (!starts)
+        return work_free(&k, ERR_MEMORY);
+    if (scratch_only()) {
+        scratch_free(starts, starts_bytes);
+        return work_free(&k, OK);
     }
     /* Summed apart from dw, which stays as it was if a product fails. */
     int64_t places = s.kernel[0] * s.kernel[1];
@@ -181,6 +188,5 @@ Status KERNEL(conv_rows_dw)(View *dw, const View *dy, const View *x, const View 
     if (status == OK)
         turn_images(dw->data, sum, s.out, places, s.in);
     scratch_free(starts, starts_bytes);
-    scratch_free(k.memory, k.bytes);
-    return status;
+    return work_free(&k, status);
 }

@@ -2,7 +2,6 @@
 local adamw = require "onn.optim".adamw
 local batch = require "onn.batch"
 local compare = require "tests.golden.compare"
-local core = require "onn.core.ops"
 local generator = require "onn.generator"
 local json = require "onn.core.json"
 local lora = require "onn.nn.lora"

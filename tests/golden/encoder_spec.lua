@@ -1,7 +1,6 @@
 -- Encoders against reference outputs: logits, the body's output, LoRA gradients and five training losses; in memory and streamed.
 local adamw = require "onn.optim".adamw
 local compare = require "tests.golden.compare"
-local core = require "onn.core.ops"
 local lora = require "onn.nn.lora"
 local Model = require "onn.model"
 local optim = require "onn.optim"

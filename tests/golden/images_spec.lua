@@ -1,7 +1,6 @@
 -- Convolutional nets against reference outputs: logits in both modes, gradients, running statistics, training losses; streamed: the same bits.
 local compare = require "tests.golden.compare"
 local full = require "onn.nn.full"
-local core = require "onn.core.ops"
 local Model = require "onn.model"
 local optim = require "onn.optim"
 local program = require "onn.core.program"

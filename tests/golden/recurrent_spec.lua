@@ -1,7 +1,6 @@
 -- Recurrent nets against PyTorch: logits, all gradients, training losses; the same bits streamed, cut into micro-batches, with any threads.
 local adamw = require "onn.optim".adamw
 local compare = require "tests.golden.compare"
-local core = require "onn.core.ops"
 local full = require "onn.nn.full"
 local Model = require "onn.model"
 local optim = require "onn.optim"
@@ -9,7 +8,6 @@ local program = require "onn.core.program"
 local store = require "onn.core.store"
 local sweep = require "onn.sweep"
 local system = require "onn.core.system"
-local tensors = require "onn.core.tensor"
 
 local own, shared = program.home .. "/tests/golden/recurrent", program.home .. "/../shared/golden"
 

@@ -6,6 +6,7 @@ local costs = require "onn.plan.costs"
 local dry = require "onn.dry"
 local Model = require "onn.model"
 local phantom = require "onn.plan.phantom"
+local picture = require "onn.core.picture"
 local program = require "onn.core.program"
 local scope = require "onn.scope"
 local store = require "onn.core.store"
@@ -161,6 +162,22 @@ describe("a dry run", function()
     left:free()
     kept:free()
     assert.equal(before, tensors.memory().used)
+  end)
+
+  it("touches nothing behind a phantom: convolutions of small images, groups, pictures, caches", function()
+    local index, x = tensors.from_table({ 0, 1, 0 }, "i32"), tensors.zeros("f32", { 1000, 100 })
+    dry(function()
+      local images, w, dw = tensors.zeros("f32", { 2, 9, 8, 8 }), tensors.zeros("f32", { 4, 9, 3, 3 }), tensors.zeros("f32", { 4, 9, 3, 3 })
+      local y = core.conv(images, w, nil, { padding = 1 })
+      assert.same({ 2, 4, 8, 8 }, y:shape())
+      core.conv_backward(y, images, w, { padding = 1 }, true, dw)
+      assert.same({ 0, 2, 1 }, (core.group(index, 2)):totable())
+      local q, k = tensors.new("f32", { 2, 4, 8 }), tensors.new("f32", { 2, 16, 4, 8 })
+      for _, read in ipairs { function() core.attention_decode(q, k, k, tensors.new("i32", { 2 }), 0, 1) end, function() core.total(x) end,
+        function() picture.read("a.png", tensors.new("f32", { 3, 2, 2 }), { 0, 0, 0 }, { 1, 1, 1 }) end } do
+        assert.error_matches(read, "a dry run has no values")
+      end
+    end)
   end)
 
   it("ends where it fails, and begins once", function()

@@ -1,5 +1,6 @@
 -- Convolutional nets that classify images. A family (arch/families, net = "convolutional") builds its stages with onn.arch.image_stages;
 -- onn.arch.image_layers runs their nodes. The first carry holds x f32 (n, c, h, w), later ones hidden; the last stage's logits are (n, classes).
+local copied = require "onn.arch.copied"
 local builder = require "onn.arch.image_stages"
 local core = require "onn.core.ops"
 local layers = require "onn.arch.image_layers"
@@ -88,8 +89,7 @@ function convolutional.start(_, batch) return { x = batch.x, starts = batch.star
 
 -- With ctx.labels the last stage gives carry.nll (n), else carry.logits (n, classes).
 function convolutional.forward(sizes, stage, carry, ctx)
-  local out = {}
-  for k, v in pairs(carry) do out[k] = v end
+  local out = copied(carry)
   local y = layers.run(stage.nodes, carry.hidden or carry.x, stage, ctx)
   if stage ~= sizes.built[#sizes.built] then
     out.hidden = y

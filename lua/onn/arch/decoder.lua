@@ -2,13 +2,14 @@
 -- mixer (attention or another of arch/parts) and a feed-forward part, each with its norms and its way into the residual stream.
 -- The residual stream is f32 whatever the products' dtype: rounding it at every block is most of bf16's error.
 -- The carry holds hidden f32 (tokens, width), positions i32, starts i32 (sequences + 1), rows i64 (for dropout).
+local copied = require "onn.arch.copied"
 local core = require "onn.core.ops"
 local linear = require "onn.nn.linear"
 local norm = require "onn.arch.parts.norm"
 local ops = require "onn.ops"
 local sizes = require "onn.arch.sizes"
-local tape = require "onn.autograd.tape"
 local tensors = require "onn.core.tensor"
+local vocabulary_head = require "onn.arch.vocabulary_head"
 
 local decoder = {}
 
@@ -200,12 +201,6 @@ function forward.block(c, stage, carry, ctx)
   return carry
 end
 
-local function copy(carry)
-  local out = {}
-  for k, v in pairs(carry) do out[k] = v end
-  return out
-end
-
 local function head_input(c, stage, carry, ctx)
   local x = ctx.only and ctx.only(carry.hidden) or carry.hidden
   if c.names.final_norm then
@@ -217,73 +212,15 @@ local function head_input(c, stage, carry, ctx)
   return x
 end
 
--- Logits as the family scales and caps them.
-local function scaled(c, logits)
-  if c.logits_scale then logits = core.affine(logits, c.logits_scale, 0) end
-  if c.final_cap then logits = core.affine(core.unary(core.affine(logits, 1 / c.final_cap, 0), "tanh"), c.final_cap, 0) end
-  return logits
-end
-
--- With ctx.labels: carry.nll (tokens), the loss of each; else carry.logits f32 (tokens, vocabulary), of ctx.only's rows if given.
-function forward.head(c, stage, carry, ctx)
-  local x, weight, bias = head_input(c, stage, carry, ctx), stage.weights.head, stage.weights.head_bias
-  carry.last_hidden = x
-  if ctx.labels then
-    carry.nll = ops.head_loss(x, weight, bias, ctx.labels, carry.starts, ctx.loss_scale, c.logits_scale or 1, c.final_cap)
-  elseif ctx.decode then
-    carry.logits = scaled(c, core.linear_decode(x, weight, bias, nil, nil, nil, "f32"))
-  else
-    carry.logits = scaled(c, (ops.linear(x, weight, bias, nil, nil, nil, nil, "f32")))
-  end
-  return carry
-end
-
--- The head in steps, for a weight that comes in row tiles: the same bits as forward.head.
-local head = {}
-decoder.head = head
-
-function head.begin(c, stage, carry, ctx)
-  local out = copy(carry)
-  local x = head_input(c, stage, carry, ctx)
-  out.last_hidden, out.head_bias = x, stage.weights.head_bias
-  if ctx.labels then
-    out.loss = core.head_begin(x, c.vocabulary, tape.tracked(x))
-  else
-    out.logits = tensors.new("f32", { x:size(1), c.vocabulary })
-  end
-  return out
-end
-
--- weight: the rows of the head from `first` on, counted from 0.
-function head.part(c, carry, ctx, weight, first)
-  local x, n = carry.last_hidden, weight:size(1)
-  if ctx.labels then
-    return core.head_part(carry.loss, x, weight, ctx.labels, first, c.logits_scale or 1, carry.head_bias, c.final_cap)
-  end
-  local bias = carry.head_bias and carry.head_bias:narrow(1, first + 1, n)
-  local columns = carry.logits:narrow(2, first + 1, n)
-  if ctx.decode then
-    core.linear_decode(x, weight, bias, nil, nil, nil, "f32", columns)
-  else
-    core.linear(x, weight, bias, nil, nil, nil, nil, "f32", columns)
-  end
-end
-
-function head.finish(c, carry, ctx)
-  local out = copy(carry)
-  if ctx.labels then
-    out.nll = ops.head_end(carry.last_hidden, carry.loss, ctx.labels, ctx.loss_scale, c.logits_scale or 1, c.final_cap)
-    out.loss = nil
-  else
-    out.logits = scaled(c, carry.logits)
-    if out.logits ~= carry.logits then carry.logits:free() end
-  end
-  return out
-end
+forward.head, decoder.head = vocabulary_head.new {
+  input = head_input,
+  form = function(c, stage) return stage.weights.head_bias, c.logits_scale or 1, c.final_cap end,
+  starts = function(carry) return carry.starts end,
+}
 
 -- Runs one stage: carry in, carry out (a new table; the old one stays as it was).
 function decoder.forward(c, stage, carry, ctx)
-  return forward[stage.kind](c, stage, copy(carry), ctx)
+  return forward[stage.kind](c, stage, copied(carry), ctx)
 end
 
 return decoder

@@ -1,6 +1,7 @@
 -- The bidirectional encoder, one block for all families: embeddings of words, places and types, blocks whose norms come after or before
 -- each half, and what sits on top (onn.arch.encoder_heads).
 -- The carry holds hidden f32 (tokens, width), positions i32, types i32, starts i32 (sequences + 1), rows i64 (for dropout).
+local copied = require "onn.arch.copied"
 local batches = require "onn.batch"
 local core = require "onn.core.ops"
 local heads = require "onn.arch.encoder_heads"
@@ -321,8 +322,7 @@ encoder.head = heads.head
 
 -- Runs one stage: carry in, carry out (a new table; the old one stays as it was).
 function encoder.forward(c, stage, carry, ctx)
-  local out = {}
-  for k, v in pairs(carry) do out[k] = v end
+  local out = copied(carry)
   return forward[stage.kind](c, stage, out, ctx)
 end
 

@@ -1,6 +1,7 @@
 -- Encoder and decoder, one block for all families. The carry is one tensor: the encoder's tokens, then the decoder's behind them. Encoder
 -- blocks work on the first rows and pass the others on; decoder blocks work on the others and look at the first.
 -- The carry holds hidden f32 (tokens, width), split (tokens of the encoder), borders of sequences on either side and in all (starts).
+local copied = require "onn.arch.copied"
 local batches = require "onn.batch"
 local core = require "onn.core.ops"
 local linear = require "onn.nn.linear"
@@ -10,6 +11,7 @@ local relative = require "onn.nn.relative"
 local tape = require "onn.autograd.tape"
 local tensors = require "onn.core.tensor"
 local values = require "onn.arch.config"
+local vocabulary_head = require "onn.arch.vocabulary_head"
 
 local net = { continues = false, trains_on = "pairs of input_ids and decoder_input_ids, by onn forward --gradients alone" }
 
@@ -273,62 +275,15 @@ local function multiplier(c) return c.scale_logits and 1 / math.sqrt(c.width) or
 
 local function bias_of(c, stage) return stage.weights.head_bias and stage.weights.head_bias:view { c.vocabulary } end
 
--- With ctx.labels: carry.nll (tokens of the decoder), the loss of each; else carry.logits f32 (tokens of the decoder, vocabulary).
-function forward.head(c, stage, carry, ctx)
-  local x, weight, bias = head_input(c, stage, carry, ctx), stage.weights.head, bias_of(c, stage)
-  carry.last_hidden = x
-  if ctx.labels then
-    carry.nll = ops.head_loss(x, weight, bias, ctx.labels, carry.decoder_starts, ctx.loss_scale, multiplier(c))
-  else
-    carry.logits = ops.affine(ops.linear(x, weight, nil, nil, nil, nil, nil, "f32"), multiplier(c), 0)
-    if bias then carry.logits = ops.add(carry.logits, bias) end
-  end
-  return carry
-end
-
--- The head in steps, for a weight that comes in row tiles: the same bits as forward.head.
-local head = {}
-net.head = head
-
-local function copy(carry)
-  local out = {}
-  for k, v in pairs(carry) do out[k] = v end
-  return out
-end
-
-function head.begin(c, stage, carry, ctx)
-  local out, x = copy(carry), head_input(c, stage, carry, ctx)
-  out.last_hidden, out.bias_vector = x, bias_of(c, stage)
-  if ctx.labels then
-    out.loss = core.head_begin(x, c.vocabulary, tape.tracked(x))
-  else
-    out.logits = tensors.new("f32", { x:size(1), c.vocabulary })
-  end
-  return out
-end
-
--- weight: the rows of the head from `first` on, counted from 0.
-function head.part(c, carry, ctx, weight, first)
-  local x = carry.last_hidden
-  if ctx.labels then return core.head_part(carry.loss, x, weight, ctx.labels, first, multiplier(c), carry.bias_vector) end
-  core.linear(x, weight, nil, nil, nil, nil, nil, "f32", carry.logits:narrow(2, first + 1, weight:size(1)))
-end
-
-function head.finish(c, carry, ctx)
-  local out = copy(carry)
-  if ctx.labels then
-    out.nll, out.loss = ops.head_end(carry.last_hidden, carry.loss, ctx.labels, ctx.loss_scale, multiplier(c)), nil
-  else
-    out.logits = core.affine(carry.logits, multiplier(c), 0)
-    if carry.bias_vector then out.logits = core.binary(out.logits, carry.bias_vector, "add") end
-    carry.logits:free()
-  end
-  return out
-end
+forward.head, net.head = vocabulary_head.new {
+  input = head_input,
+  form = function(c, stage) return bias_of(c, stage), multiplier(c) end,
+  starts = function(carry) return carry.decoder_starts end,
+}
 
 -- Runs one stage: carry in, carry out (a new table; the old one stays as it was).
 function net.forward(c, stage, carry, ctx)
-  return forward[stage.kind](c, stage, copy(carry), ctx)
+  return forward[stage.kind](c, stage, copied(carry), ctx)
 end
 
 return net

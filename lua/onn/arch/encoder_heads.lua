@@ -1,12 +1,12 @@
 -- What sits on an encoder: a masked-language head over the vocabulary, classes of whole sequences or of tokens, or nothing. A family
 -- names the tensors of each (its `heads`); a config's `architectures` say which one a checkpoint has, else its tensors do.
-local core = require "onn.core.ops"
 local linear = require "onn.nn.linear"
 local ops = require "onn.ops"
 local parts = require "onn.arch.parts.stage"
 local tape = require "onn.autograd.tape"
 local tensors = require "onn.core.tensor"
 local values = require "onn.arch.config"
+local vocabulary_head = require "onn.arch.vocabulary_head"
 
 local heads = {}
 
@@ -195,53 +195,10 @@ function forward.tokens(c, stage, carry, ctx)
   return classify(c, stage, parts.cast(carry.hidden, ctx), ctx.labels, carry, ctx)
 end
 
--- With ctx.labels: carry.nll (tokens), the loss of each; else carry.logits f32 (tokens, vocabulary).
-function forward.head(_, stage, carry, ctx)
-  if ctx.body_only then return carry end
-  local x, w = parts.cast(carry.hidden, ctx), stage.weights
-  if ctx.labels then
-    carry.nll = ops.head_loss(x, w.head, w.head_bias, ctx.labels, carry.starts, ctx.loss_scale, 1)
-  else
-    carry.logits = (ops.linear(x, w.head, w.head_bias, nil, nil, nil, nil, "f32"))
-  end
-  return carry
-end
-
--- The head in steps, for a weight that comes in row tiles: the same bits as forward.head.
-local head = {}
-heads.head = head
-
-local function copy(carry)
-  local out = {}
-  for k, v in pairs(carry) do out[k] = v end
-  return out
-end
-
-function head.begin(c, stage, carry, ctx)
-  local out, x = copy(carry), parts.cast(carry.hidden, ctx)
-  if ctx.body_only then return out end
-  out.input, out.bias_vector, out.last_hidden = x, stage.weights.head_bias, out.last_hidden or x
-  if ctx.labels then
-    out.loss = core.head_begin(x, c.vocabulary, tape.tracked(x))
-  else
-    out.logits = tensors.new("f32", { x:size(1), c.vocabulary })
-  end
-  return out
-end
-
--- weight: the rows of the head from `first` on, counted from 0.
-function head.part(_, carry, ctx, weight, first)
-  if ctx.body_only then return end
-  local x, bias = carry.input, carry.bias_vector
-  if ctx.labels then return core.head_part(carry.loss, x, weight, ctx.labels, first, 1, bias) end
-  local rows = weight:size(1)
-  core.linear(x, weight, bias and bias:narrow(1, first + 1, rows), nil, nil, nil, nil, "f32", carry.logits:narrow(2, first + 1, rows))
-end
-
-function head.finish(_, carry, ctx)
-  local out = copy(carry)
-  if ctx.labels and not ctx.body_only then out.nll, out.loss = ops.head_end(carry.input, carry.loss, ctx.labels, ctx.loss_scale, 1), nil end
-  return out
-end
+forward.head, heads.head = vocabulary_head.new {
+  input = function(_, _, carry, ctx) return not ctx.body_only and parts.cast(carry.hidden, ctx) or nil end,
+  form = function(_, stage) return stage.weights.head_bias, 1 end,
+  starts = function(carry) return carry.starts end,
+}
 
 return heads

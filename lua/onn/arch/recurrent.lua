@@ -2,6 +2,7 @@
 -- where the config has num_labels, over each sequence's last state. All arithmetic is f32.
 -- The carry holds hidden f32 (tokens, width) and starts i32 (sequences + 1). State goes from one part of a text to the next through
 -- ctx.cache (generation) or ctx.memory (training on a stream), both onn.recurrent_state.
+local copied = require "onn.arch.copied"
 local batches = require "onn.batch"
 local first = require "onn.nn.first"
 local linear = require "onn.nn.linear"
@@ -217,8 +218,7 @@ end
 
 -- Runs one stage: carry in, carry out (a new table; the old one stays as it was).
 function recurrent.forward(c, stage, carry, ctx)
-  local out = {}
-  for k, v in pairs(carry) do out[k] = v end
+  local out = copied(carry)
   forward[stage.kind](c, stage, out, ctx)
   return out
 end

@@ -1,5 +1,5 @@
 -- ALiBi (arXiv 2108.12409): biases of attention scores that fall with the distance, slope of a head x (key - query).
-local tensors = require "onn.core.tensor"
+local grown_table = require "onn.nn.grown_table"
 
 local alibi = {}
 
@@ -15,23 +15,19 @@ end
 -- A holder: upto(length) gives the table f32 (heads, distances) of onn.ops.attention and where distance 0 stands in it, for sequences of
 -- at least `length` tokens. scale: what every slope is multiplied by (1).
 function alibi.new(heads, scale)
-  local held = { span = 0 }
-  function held:upto(length)
-    local dry = tensors.is_dry() -- its table is its own
-    if length > self.span or dry then
-      local span = 256
-      while span < length do span = span * 2 end
-      if dry then return tensors.new("f32", { heads, span }), span - 1 end
-      local rows = {}
-      for h = 1, heads do
-        rows[h] = {}
-        for d = 1, span do rows[h][d] = slope(h, heads) * (scale or 1) * (d - span) end
-      end
-      self.table, self.span = tensors.keep(tensors.from_table(rows, "f32")), span
+  local held = grown_table.new(function(span)
+    local rows = {}
+    for h = 1, heads do
+      rows[h] = {}
+      for d = 1, span do rows[h][d] = slope(h, heads) * (scale or 1) * (d - span) end
     end
-    return self.table, self.span - 1
+    return rows
+  end, function(span) return { heads, span } end)
+  local upto = held.upto
+  function held:upto(length)
+    local table, span = upto(self, length)
+    return table, span - 1
   end
-  function held:free() if self.table then self.table:free() end end
   return held
 end
 

@@ -1,4 +1,5 @@
 -- A model that a Lua file defines with onn.nn: its stages, its net (what onn.arch says a net is), and opening the file.
+local copied = require "onn.arch.copied"
 local tables = require "onn.data.tables"
 local first = require "onn.nn.first"
 local nearest = require "onn.nearest"
@@ -84,8 +85,7 @@ local function last_of(c, carry, output, ctx)
 end
 
 function net.forward(c, stage, carry, ctx)
-  local out = {}
-  for k, v in pairs(carry) do out[k] = v end
+  local out = copied(carry)
   run.within({ weights = stage.weights, ctx = ctx, rows = carry.rows }, function()
     local x = carry.hidden or carry.x
     for _, m in ipairs(stage.modules) do x = m(x) end
