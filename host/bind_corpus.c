@@ -91,12 +91,12 @@ static int l_add_tensor(lua_State *L) {
     Tensor *t[2] = {check_values(L, 2), has_labels ? check_values(L, 3) : NULL};
     for (int i = 0; i < 1 + has_labels; i++)
         if ((t[i]->view.dtype != I32 && t[i]->view.dtype != I64) || t[i]->view.dims != 2 || !tensor_contiguous(t[i]))
-            luaL_argerror(L, 2 + i, "expected a contiguous (rows, length) tensor of i32 or i64");
+            luaL_error(L, "%s: expected (rows, length) of i32 or i64", i ? "labels" : "input_ids");
     int64_t n = t[0]->view.shape[0], length = t[0]->view.shape[1], before = c->supervised;
     if (has_labels && (t[1]->view.shape[0] != n || t[1]->view.shape[1] != length))
-        luaL_argerror(L, 3, "the labels' shape differs from the ids'");
+        luaL_error(L, "labels: their shape differs from that of input_ids");
     if (length < 1 || length > MOST_IDS)
-        luaL_argerror(L, 2, "rows without tokens");
+        luaL_error(L, "input_ids: rows without tokens");
     int32_t *ids = lua_newuserdata(L, 2 * (size_t)length * sizeof *ids), *labels = ids + length;
     for (int64_t r = 0; r < n; r++) {
         for (int64_t k = 0; k < length; k++) {

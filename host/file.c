@@ -100,8 +100,11 @@ static void writer_free(Writer *w) {
 }
 
 Status writer_open(const char *path, Writer **out) {
-    Writer *w = calloc(1, sizeof *w);
+    struct stat there;
     *out = NULL;
+    if (stat(path, &there) == 0 && !S_ISREG(there.st_mode)) /* a device would give way to a file */
+        return fail(ERR_IO, "%s: this is no file", path);
+    Writer *w = calloc(1, sizeof *w);
     if (!w)
         return fail(ERR_MEMORY, "out of memory");
     w->fd = -1;

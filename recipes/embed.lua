@@ -16,7 +16,7 @@ local opt = cli.parse {
   name = "embed",
   summary = "Writes a vector for each text of INPUT: a line of a text file, or `text` of a JSONL row. The model's own pooling, if its files say.",
   example = "onn embed models/minilm sentences.txt --output vectors.safetensors",
-  arguments = { { "MODEL", "model directory" }, { "INPUT", "text file with a text a line, or JSONL rows with `text`" } },
+  arguments = { { "MODEL", "model directory" }, { "INPUT", "text file with a text a line (empty ones are left out), or JSONL rows with `text`" } },
   options = streaming.add {
     { "output", type = "string", metavar = "FILE",
       help = "a .safetensors file for `embeddings` (texts, width); without it a JSON row a text goes to standard output" },

@@ -40,6 +40,7 @@ if model.net.data == "images" then
   require("onn.evaluate_images")(model, opt, machine)
   os.exit(0)
 end
+if not opt.adapter and model:untrained() then cli.fail(model:untrained()) end
 opt.seq_len = math.min(opt.seq_len, model.sizes.positions)
 local tokenizer = not model.net.open_data and not opt.data:find "%.safetensors$" and cli.check(Tokenizer.open(model.directory)) or nil
 opt.vocab_size, opt.classes, opt.own = model.sizes.vocabulary, classifier.classes(model), model.sizes.top ~= nil

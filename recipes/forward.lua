@@ -40,6 +40,7 @@ local machine = runtime.apply(opt)
 
 local model = cli.check(Model.open(opt.model, model_options.of(opt)))
 if #model.missing > 0 then cli.fail(model:why_not()) end
+if not opt.adapter and model:untrained() then cli.fail(model:untrained()) end
 if model.net.data == "images" then
   require "onn.forward_images"(model, opt, machine)
   os.exit(0)
@@ -125,7 +126,7 @@ if opt.gradients then
     head_together = back.sweep.head_together })
   require("onn.optim").fold(params)
   outputs.loss = tensors.from_table(total / b.supervised, "f32")
-  for _, p in ipairs(params) do outputs["grad." .. p.name] = p.gradients[1] end
+  for _, p in ipairs(params) do outputs["grad." .. p.name] = adapter and p.gradients[1] or full.stored(p, p.gradients[1]) end
 end
 cli.check(store.write(opt.output, outputs, { format = "pt" }))
 local finite = not outputs.logits or select(2, core.total(outputs.logits:contiguous():view { -1 }, false)) == 0

@@ -57,7 +57,7 @@ local tokenizer = not images and not model.net.open_data and not opt.data:find "
   or nil
 opt.vocab_size, opt.classes, opt.own = model.sizes.vocabulary, classifier.classes(model), model.sizes.top ~= nil
 local set = cli.check(data.open(opt.data, images and model or tokenizer, opt, model))
-for _, note in ipairs(data.notes(set)) do cli.note("data      %s", note) end
+for _, note in ipairs(data.notes(set, { pack = opt.pack, seq_len = opt.seq_len })) do cli.note("data      %s", note) end
 local held_out = opt.eval and cli.check(data.open(opt.eval, images and model or tokenizer, opt, model))
 
 local rates = limit.rates(model, opt.scratch or opt.out)
@@ -80,9 +80,9 @@ opt.total_steps, opt.sweep, opt.carries = total, plans.sweep, training.carries(o
 local session = cli.check(Session.new(model, opt))
 local run = checkpoint.run(opt, { data = data.hash(set), total = total })
 if resume then
-  local state = cli.check(session:resume(resume))
-  local same, changed = checkpoint.compare(resume, state.run, run)
+  local same, changed = checkpoint.compare(resume, cli.check(checkpoint.state(resume)).run, run)
   if not same then cli.fail(changed) end
+  local state = cli.check(session:resume(resume))
   for _, note in ipairs(changed) do cli.note("--resume: %s", note) end
   order.epoch, order.cursor = state.epoch, state.cursor
   cli.note("resumed from %s, step %d of %d", resume, session.step, total)

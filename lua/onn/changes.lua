@@ -1,5 +1,6 @@
 -- Whether training moved what it should and nothing else: sums over every tensor before and after, stage by stage.
 local core = require "onn.core.ops"
+local scope = require "onn.scope"
 local tensors = require "onn.core.tensor"
 
 local changes = {}
@@ -8,8 +9,10 @@ local changes = {}
 local function stays(stage, t) return not t.dtype and not (t.state and stage.batch_statistics) end
 
 local function fingerprint(t)
-  local flat = t:view { t:numel() }
-  return ("%.17g/%.17g"):format((core.total(flat, false)), (core.total(flat, true)))
+  return scope(function()
+    local flat = t:contiguous():view { t:numel() } -- stored (in, out), it does not lie as it is used
+    return ("%.17g/%.17g"):format((core.total(flat, false)), (core.total(flat, true)))
+  end)
 end
 
 local function used_weight(stage, t)

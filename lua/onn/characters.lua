@@ -12,7 +12,10 @@ function characters.vocabulary(texts, most)
   local counts, list = {}, {}
   for _, text in ipairs(texts) do
     for c in text:gmatch "[%z\1-\127\194-\244][\128-\191]*" do
-      if not counts[c] then counts[c], list[#list + 1] = 0, c end
+      if not counts[c] then
+        local sound = json.decode(json.encode(c)) == c
+        counts[c], list[#list + 1] = 0, sound and c or nil
+      end
       counts[c] = counts[c] + 1
     end
   end

@@ -101,14 +101,21 @@ end
 
 local function same_shape(a, b) return table.concat(a:shape(), ",") == table.concat(b:shape(), ",") end
 
--- Puts a checkpoint's values and moments into params and optimizer; returns its state, or nil, message, code. A checkpoint that does
--- not fit changes nothing.
-function checkpoint.restore(path, params, optimizer)
+-- What a checkpoint says of its run; or nil, message, code.
+function checkpoint.state(path)
   local state, message, code = files.read_json(path .. "/state.json")
   if not state then return nil, message, code end
   if type(state) ~= "table" or type(state.step) ~= "number" or type(state.optimizer_step) ~= "number" then
     return nil, path .. "/state.json: 'step' and 'optimizer_step' should be numbers", "format"
   end
+  return state
+end
+
+-- Puts a checkpoint's values and moments into params and optimizer; returns its state, or nil, message, code. A checkpoint that does
+-- not fit changes nothing.
+function checkpoint.restore(path, params, optimizer)
+  local state, message, code = checkpoint.state(path)
+  if not state then return nil, message, code end
   local store
   store, message, code = stores.open(path .. "/optimizer.safetensors")
   if not store then return nil, message, code end

@@ -76,6 +76,7 @@ end
 local function texts_of(path)
   local text, message, code = system.read_file(path)
   if not text then return nil, message, code end
+  if text:find("\0", 1, true) then return nil, path .. " is neither text nor JSON: it holds NUL bytes", "format" end
   local list, value = {}
   if path:find "%.json$" then
     value, message, code = json.decode(text, path)
@@ -165,7 +166,8 @@ end
 
 -- Writes config.json, generation_config.json and the first model.safetensors. Returns true, or nil, message, code.
 function fresh.weights(directory, config, seed)
-  local described = arch.describe(config)
+  local described, wrong = arch.describe(config)
+  if not described then return nil, table.concat(wrong, "; "), "format" end
   local range = described.config.initializer_range or 0.02
   local needed, memory = 0, tensors.memory()
   for _, stage in ipairs(described.stages) do

@@ -20,7 +20,7 @@ local function prompt_part(model, cache, slot, ids, first, n)
   local part, taken = cache:part(slot, n), {}
   for i = 1, n do taken[i] = ids[first + i - 1] end
   local carry = model:carry { ids = tensors.keep(tensors.from_table(taken, "i32")),
-    positions = tensors.keep(tensors.from_table(range(part.before, n), "i32")), starts = part.q_starts, longest = part.before + n }
+    positions = tensors.keep(tensors.from_table(range(part.before, n), "i32")), starts = part.q_starts, longest = #ids }
   return { carry = carry, slot = slot, last = first + n - 1 == #ids,
     ctx = { cache = part, only = function(x) return x:narrow(1, n, 1) end } }
 end

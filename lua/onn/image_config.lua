@@ -8,7 +8,7 @@ return function(config, data, opt)
   if not set then return nil, message, code end
   local most = 0
   for _, label in ipairs(set.labels) do most = math.max(most, label + 1) end
-  config.num_classes = config.num_classes or set.classes and #set.classes or most
+  config.num_classes = config.num_classes or config.num_labels or set.classes and #set.classes or most
   if set.classes and not config.labels then config.labels = set.classes end
   config.image_size = config.image_size or set.height == set.width and set.height or nil
   config.image_mean, config.image_std = set.mean, set.deviation

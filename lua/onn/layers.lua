@@ -72,8 +72,9 @@ function layers.parse(text, model, opt)
     local first, last = item:match "^(%d+)%-(%d+)$"
     local side, n = item:match "^(%a+):(%d+)$"
     if item:match "^%d+$" then first, last = item, item end
-    if side == "first" then first, last = 0, math.min(tonumber(n), count) - 1
-    elseif side == "last" then first, last = math.max(count - tonumber(n), 0), count - 1 end
+    if side and tonumber(n) > count then return false, ("--layers %s: '%s' is more than the %d layers"):format(text, item, count) end
+    if side == "first" then first, last = 0, tonumber(n) - 1
+    elseif side == "last" then first, last = count - tonumber(n), count - 1 end
     first, last = tonumber(first), tonumber(last)
     if not first then
       return false, ("--layers %s: '%s' is no range, no first:N or last:N, and no heuristic in recipes/select"):format(text, item)

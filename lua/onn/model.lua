@@ -99,7 +99,7 @@ function Model.open(path, opt)
     self.missing = self.stand_in and require("onn.arch.infer").asked_for(wrong) or wrong
     return self
   end
-  self.missing, self.seed = arch.check(described, store, opt.classes ~= nil), opt.seed or 0
+  self.missing, self.seed, self.classes = arch.check(described, store, opt.classes ~= nil), opt.seed or 0, opt.classes
   local only = described.net.dtype
   if only and opt.dtype and opt.dtype ~= "auto" and opt.dtype ~= only then
     table.insert(self.missing, ("%s is computed in %s alone, not in %s"):format(described.family.name, only, opt.dtype))
@@ -183,6 +183,16 @@ end
 
 -- One line that says what is missing to run this model.
 function Model:why_not() return ("%s cannot be run: %s"):format(self.path, missing(self.missing)) end
+
+-- One line where some of the weights would be new ones, which nobody has trained, else nil.
+function Model:untrained()
+  if self.unwritten then return ("%s has no weights beside it: train it first"):format(self.path) end
+  for _, stage in ipairs(self.stages) do
+    for _, t in ipairs(stage.tensors) do
+      if t.made then return ("%s has no '%s': train it, or give the --adapter that holds it"):format(self.path, t.name) end
+    end
+  end
+end
 
 -- One line where the model's batches hold something other than `kind` ("tokens" or "images"), else nil.
 function Model:unfit(kind)

@@ -97,6 +97,9 @@ function model_files.write(model, directory, values, dtype)
   config, message, code = files.read_json(model.directory .. "/config.json")
   if not config then return nil, message, code end
   if dtype then config.dtype, config.torch_dtype = config_names[dtype], config_names[dtype] end
+  if model.classes then -- a classifier that was made anew here
+    for _, key in ipairs { "architectures", "id2label", "label2id", "num_labels" } do config[key] = model.config[key] end
+  end
   ok, message, code = system.write_file(directory .. "/config.json", json.encode(config, { pretty = true }) .. "\n")
   for _, file in ipairs(copied) do
     local text = ok and system.read_file(model.directory .. "/" .. file)

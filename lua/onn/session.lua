@@ -182,7 +182,9 @@ function Session:save(directory)
   if name then return nil, ("'%s' holds %d values that are not finite: it is not saved"):format(name, bad), "format" end
   if self.adapter then return lora.save(self.model, self.adapter, directory) end
   local values = {}
-  for _, p in ipairs(kept(self)) do values[p.name] = p.value end
+  for _, p in ipairs(kept(self)) do
+    values[p.name] = p.transposed and function(rows, first) return full.stored(p, p.value:narrow(2, first + 1, rows:size(1))) end or p.value
+  end
   return model_files.write(self.model, directory, values, "f32")
 end
 

@@ -54,7 +54,10 @@ function training.check_data(model, opt)
 end
 
 -- Does the net's state go on from update to update? It does where the rows of a long text follow each other.
-function training.carried(model, opt) return opt.pack == "stream" and model.net.memory ~= nil or nil end
+function training.carried(model, opt)
+  local c = model.sizes
+  return opt.pack == "stream" and model.net.memory ~= nil and not (c.bidirectional or c.classes) or nil
+end
 
 -- The plan of training `set` (of onn.data) with a recipe's options (budget among them): for its rows as long as they are. rates:
 -- onn.limit's; held_out: other rows that will go through the model as many at once, or nil.

@@ -1,5 +1,6 @@
 -- Gradients of tensor expressions against finite differences, and what tensors do for people who type.
 local autograd = require "onn.autograd"
+local ops = require "onn.ops"
 local tensor = require "onn.tensor"
 
 -- The gradient of f with respect to every named parameter, by central differences on f32, beside value_and_grad's.
@@ -31,6 +32,15 @@ describe("value_and_grad", function()
 
   it("gives the loss and the gradients of a linear model", function()
     check(function(p) return (x:matmul(p.w) - y):square():mean "all" end, { w = tensor.randn({ 4, 2 }, 3) })
+  end)
+
+  it("reaches weights that products and tables take by a view of a trained tensor", function()
+    local ids = tensor.from_table({ 1, 0, 1 }, "i32")
+    check(function(p)
+      local one = ops.linear(x, ops.transpose(ops.select(p.experts, 1, 2), 1, 2), ops.select(p.biases, 1, 2))
+      local other = ops.linear(x, ops.transpose(ops.select(p.experts, 1, 1), 1, 2), ops.select(p.biases, 1, 1))
+      return (ops.mul(one, other) + ops.embedding(ops.affine(p.table, 2, 1), ids, "f32")):square():mean "all"
+    end, { experts = tensor.randn({ 2, 4, 2 }, 11), biases = tensor.randn({ 2, 2 }, 12), table = tensor.randn({ 2, 2 }, 13) })
   end)
 
   it("goes through operators, numbers and broadcast operands", function()

@@ -35,6 +35,8 @@ local function collector(stage, prefix, transposed)
     t.vector = true
     return t
   end
+  -- A vector that is set, not trained.
+  function add.buffer(role, name, shape) return put(role, name, shape, { vector = true, buffer = true }) end
   function add.matrix(role, name, shape, more) return put(role, name, shape, more) end
   function add.linear(role, name, out, into, bias)
     stage.layers[#stage.layers + 1] = { role = role, name = prefix .. name, out = out, into = into }
@@ -48,7 +50,7 @@ local function collector(stage, prefix, transposed)
   end
   -- The same for experts, which only adapters that name them sit on.
   function add.experts()
-    return { vector = add.vector, matrix = add.matrix, linear = function(role, ...)
+    return { vector = add.vector, buffer = add.buffer, matrix = add.matrix, linear = function(role, ...)
       add.linear(role, ...)
       stage.layers[#stage.layers].expert = true
     end }
@@ -93,7 +95,7 @@ local function block_stage(c, layer)
     stage.feed.tensors(c, layer, add)
     norms(5, 6)
   end
-  if c.layer_scalar then add.vector("layer_scalar", c.names.layer_scalar, { 1 }) end
+  if c.layer_scalar then add.buffer("layer_scalar", c.names.layer_scalar, { 1 }) end
   return stage
 end
 

@@ -116,11 +116,17 @@ rules.transpose = {
   backward = function(s, dy) return dy:transpose(s.first, s.second):contiguous() end,
 }
 
--- Parts of a tensor, whose gradients are zero elsewhere.
+-- Parts of a tensor, whose gradients are zero elsewhere; those of a trained one are added where they belong.
 for _, name in ipairs { "narrow", "select" } do
   rules[name] = {
     forward = function(s, i, ...) s.shape, s.where = i[1]:shape(), { ... }; return raw[name](i[1], ...) end,
-    backward = function(s, dy)
+    backward = function(s, dy, c)
+      local leaf = c.leaf(1)
+      if leaf then
+        local part = raw[name](leaf, unpack(s.where))
+        core.binary(part, dy:dtype() == "f32" and dy or dy:to "f32", "add", part)
+        return nil
+      end
       local dx = tensors.zeros(dy:dtype(), s.shape)
       raw[name](dx, unpack(s.where)):copy(dy)
       return dx
@@ -203,8 +209,12 @@ rules.matmul = {
 
 -- table, ids -> rows of the table
 rules.embedding = {
-  forward = function(s, i, ids, dtype) s.ids = ids; return core.embedding(i[1], ids, dtype) end,
-  backward = function(s, dy, c) if c.leaf(1) then core.embedding_backward(c.leaf(1), dy, s.ids) end end,
+  forward = function(s, i, ids, dtype) s.ids, s.table = ids, i[1]; return core.embedding(i[1], ids, dtype) end,
+  backward = function(s, dy, c)
+    local dtable, own = parameter(c, 1, s.table)
+    if dtable then core.embedding_backward(dtable, dy, s.ids) end
+    return own
+  end,
 }
 
 -- x (rows, width), ids i32 -> those rows of x
@@ -398,8 +408,8 @@ rules.linear = {
     local x, w, a = i[1], i[2], i[4]
     local y, h = row_tiles.products(w).linear(x, w, i[3], a, i[5], scale, i[6], dtype)
     if s.keep then
-      s.w, s.a, s.b, s.h, s.apart, s.scale, s.into = w, a, i[5], h, i[6], scale, x:dtype()
-      if a and not i[6] or tape.gradient(w) or i[3] and tape.gradient(i[3]) then s.x = x end -- read again only for what is trained
+      s.w, s.bias, s.a, s.b, s.h, s.apart, s.scale, s.into = w, i[3], a, i[5], h, i[6], scale, x:dtype()
+      if a and not i[6] or tape.tracked(w) or i[3] and tape.tracked(i[3]) then s.x = x end -- read again only for what is trained
     end
     return y
   end,
@@ -407,8 +417,10 @@ rules.linear = {
     if dy:dtype() ~= s.into then dy = dy:to(s.into) end
     local dx, dh, dropped = row_tiles.products(s.w).linear_backward(dy, s.w, s.a, s.b, s.scale, c.old(1), s.apart ~= nil, not c.wants(1))
     if s.a then core.lora_backward(c.leaf(4), c.leaf(5), dh, dy, s.h, s.apart or s.x, s.b, s.scale, row_starts(dy, c.starts)) end
-    if c.leaf(2) or c.leaf(3) then core.linear_backward_weight(c.leaf(2), c.leaf(3), dy, s.x, row_starts(dy, c.starts)) end
-    return dx, nil, nil, nil, nil, dropped
+    local dw, own_w = parameter(c, 2, s.w)
+    local dbias, own_bias = parameter(c, 3, s.bias)
+    if dw or dbias then core.linear_backward_weight(dw, dbias, dy, s.x, row_starts(dy, c.starts)) end
+    return dx, own_w, own_bias, nil, nil, dropped
   end,
 }
 

@@ -16,7 +16,9 @@ local function read_idx(path)
   local text, message, code = system.read_file(path)
   if not text then return nil, message, code end
   local dims = #text >= 4 and text:byte(4) or 0
-  if #text < 4 + 4 * dims or text:sub(1, 2) ~= "\0\0" or dims < 1 or dims > 4 then return nil, path .. ": this is no IDX file", "format" end
+  if #text < 4 + 4 * dims or text:sub(1, 2) ~= "\0\0" or dims < 1 or dims > 4 then
+    return nil, path .. ": this is no IDX file (images are a folder for each class, IDX, .npy, or safetensors with x and y)", "format"
+  end
   if text:byte(3) ~= 8 then return nil, ("%s: IDX data of type %d; unsigned bytes (8) are read"):format(path, text:byte(3)), "unsupported" end
   local shape, count = {}, 1
   for d = 1, dims do

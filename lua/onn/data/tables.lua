@@ -48,6 +48,7 @@ local function check(x, y, c)
   if y:size(1) ~= shape[1] then return nil, ("x has %d rows, y %d"):format(shape[1], y:size(1)) end
   if c.loss ~= "classes" then return x, y:to "f32" end
   if y:numel() ~= shape[1] then return nil, ("y is %s; classes are (rows)"):format(shape_text(y:shape())) end
+  if not ({ i32 = true, i64 = true, u8 = true, i8 = true })[y:dtype()] then return nil, ("y is %s; classes are whole numbers"):format(y:dtype()) end
   y = y:to("i32"):contiguous():view { shape[1] }
   for r, class in ipairs(y:totable()) do
     if class < 0 or class >= c.outputs then return nil, ("row %d of y is class %d; the model has 0 to %d"):format(r, class, c.outputs - 1) end

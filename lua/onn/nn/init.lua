@@ -102,6 +102,8 @@ function nn.linear(into, out, options)
     parameters = { { ".weight", "", { out, into }, initial = { "uniform", 1 / math.sqrt(into) } },
       options.bias ~= false and { ".bias", "_bias", { out }, initial = { "uniform", 1 / math.sqrt(into) } } or nil },
     forward = function(self, x)
+      local shape = x:shape()
+      if shape[#shape] ~= into then error(("nn.linear(%d, %d): its input is %s"):format(into, out, x:describe()), 0) end
       return run.by_rows(x, x:numel() / into, function() return linear(run.weight(self.path), x, run.ctx()) end)
     end }
 end

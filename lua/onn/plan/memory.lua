@@ -35,9 +35,9 @@ function memory.loading(model)
   local largest = 0
   for _, stage in ipairs(model.stages) do
     for _, t in ipairs(stage.tensors) do
-      local stored = model.store:info(t.name) or { dtype = "F32" } -- what is made new
+      local stored = model.store:info(t.name) or { dtype = "F32", bytes = 4 * elements(t.shape) } -- what is made new
       local wanted = t.vector and "F32" or (model.dtype == "bf16" and "BF16" or stored.dtype)
-      if stored and stored.dtype ~= wanted then largest = math.max(largest, taken(stored.bytes)) end
+      if stored.dtype ~= wanted then largest = math.max(largest, taken(stored.bytes)) end
     end
   end
   return largest

@@ -116,7 +116,8 @@ local function head_norm(c, stage, role, x)
       w = w and ops.cat(w, row, 1) or row
     end
   end
-  return ops.mul(ops.layer_norm(x, nil, nil, c.eps), ops.view(w, { 1, shape[2], shape[3] }))
+  -- gradients come back in the arithmetic's dtype, weights are f32
+  return ops.to(ops.mul(ops.layer_norm(x, nil, nil, c.eps), ops.view(w, { 1, shape[2], shape[3] })), "f32")
 end
 
 local function rotate(c, stage, x, carry, ctx)
@@ -125,10 +126,10 @@ local function rotate(c, stage, x, carry, ctx)
   return ops.rope(x, angles, carry.positions, ctx.dtype)
 end
 
--- x limited to -most .. most.
+-- x f32 limited to -most .. most; its gradient comes back in the arithmetic's dtype.
 local function clip(x, most)
   local below = ops.relu(ops.affine(x, 1, -most))
-  return ops.add(ops.sub(x, below), ops.relu(ops.affine(x, -1, -most)))
+  return ops.to(ops.add(ops.sub(x, below), ops.relu(ops.affine(x, -1, -most))), "f32")
 end
 
 -- Queries times the factor of their position.

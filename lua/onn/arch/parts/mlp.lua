@@ -24,7 +24,7 @@ function mlp.tensors(c, layer, add)
   local inner = c.inners and c.inners[layer] or c.inner
   if c.activation_op == "xielu" then
     for _, name in ipairs { "alpha_p", "alpha_n" } do add.vector(name, c.names.xielu .. "." .. name, { 1 }) end
-    for _, name in ipairs { "beta", "eps" } do add.vector(name, c.names.xielu .. "." .. name, {}) end
+    for _, name in ipairs { "beta", "eps" } do add.buffer(name, c.names.xielu .. "." .. name, {}) end
   end
   if c.names.down_norm then norm.tensors(c, add, "down_norm", c.names.down_norm, inner) end
   mlp.add(c, add, c.names, inner)

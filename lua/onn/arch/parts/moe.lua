@@ -23,7 +23,7 @@ function moe.tensors(c, _, add)
   local m, n = c.moe, c.names
   add.matrix("router", n.router .. ".weight", { m.experts, c.width })
   if m.router_bias then add.vector("router_bias", n.router .. ".bias", { m.experts }) end
-  if m.correction then add.vector("correction", n.correction, m.correction_shape or { m.experts }) end
+  if m.correction then add.buffer("correction", n.correction, m.correction_shape or { m.experts }) end
   if m.stacked then
     local function put(role, name, out, into)
       add.matrix(role, name, m.stored == "in_out" and { m.experts, into, out } or { m.experts, out, into })
@@ -59,9 +59,20 @@ local function within_groups(m, scores)
   return ops.add(scores, tensors.from_table(mask, "f32"))
 end
 
+-- What costs most: tokens evenly spread over all experts.
+local function spread(m, tokens)
+  local rows = {}
+  for t = 1, tokens do
+    rows[t] = {}
+    for j = 1, m.per_token do rows[t][j] = ((t - 1) * m.per_token + j - 1) % m.experts end
+  end
+  return rows
+end
+
 -- The two best experts, each weighed by a softmax over those that come near it: (best - score) / max(|score|, best) <= margin; the second
 -- without the first.
 local function among_rivals(m, logits)
+  if tensors.is_dry() then return ops.topk(ops.softmax(logits), 2), spread(m, logits:size(1)) end
   local _, best = ops.topk(logits, 2)
   local chosen, scores, masks, columns = best:totable(), logits:totable(), { {}, {} }, { {}, {} }
   for t, row in ipairs(scores) do
@@ -80,16 +91,6 @@ local function among_rivals(m, logits)
     values[k] = ops.pick(near, tensors.from_table(columns[k], "i32"))
   end
   return ops.cat(values[1], values[2], 2), chosen
-end
-
--- What costs most: tokens evenly spread over all experts.
-local function spread(m, tokens)
-  local rows = {}
-  for t = 1, tokens do
-    rows[t] = {}
-    for j = 1, m.per_token do rows[t][j] = ((t - 1) * m.per_token + j - 1) % m.experts end
-  end
-  return rows
 end
 
 -- Which experts each token goes to, and with which weight: f32 (tokens, per_token) and rows of numbers from 0.
