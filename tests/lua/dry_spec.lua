@@ -108,24 +108,28 @@ describe("a dry run", function()
     end
   end
 
-  it("counts operations as the usual formulas do", function()
-    local model = assert(Model.open(shared .. "/llama", { dtype = "f32" }))
-    local c, rows, length, rank = model.sizes, 3, 40, 4
-    local modules, adapter = {}, 0
-    for _, stage in ipairs(model.stages) do
-      for _, layer in ipairs(stage.layers) do modules[layer], adapter = true, adapter + 2 * rank * (layer.out + layer.into) end
-    end
-    local got = costs.of(model, rows, length, { lowest = 2, modules = modules, rank = rank, dropout = 0 })
-    local q, kv, forward, back = c.heads * c.head_size, c.kv_heads * c.head_size, 0, 0
-    local block = 2 * (c.width * (2 * q + 2 * kv) + 3 * c.width * c.inner)
-    for _, one in ipairs(got.stages) do forward, back = forward + one.flops, back + (one.back_flops or 0) end
-    local tokens, attention, vocabulary = rows * length, 2 * length * q, 2 * c.vocabulary * c.width
-    assert.equal(tokens * (c.layers * (block + attention) + adapter), forward)
-    assert.equal(tokens * (c.layers * (block + 2 * attention) + 2 * adapter), back)
-    assert.equal(tokens * vocabulary, got.head_flops(false))
-    assert.equal(tokens * 2 * vocabulary, got.head_flops(true))
-    model:close()
-  end)
+  if not system.exists(shared) then
+    pending("operations as the usual formulas: " .. shared .. " is absent")
+  else
+    it("counts operations as the usual formulas do", function()
+      local model = assert(Model.open(shared .. "/llama", { dtype = "f32" }))
+      local c, rows, length, rank = model.sizes, 3, 40, 4
+      local modules, adapter = {}, 0
+      for _, stage in ipairs(model.stages) do
+        for _, layer in ipairs(stage.layers) do modules[layer], adapter = true, adapter + 2 * rank * (layer.out + layer.into) end
+      end
+      local got = costs.of(model, rows, length, { lowest = 2, modules = modules, rank = rank, dropout = 0 })
+      local q, kv, forward, back = c.heads * c.head_size, c.kv_heads * c.head_size, 0, 0
+      local block = 2 * (c.width * (2 * q + 2 * kv) + 3 * c.width * c.inner)
+      for _, one in ipairs(got.stages) do forward, back = forward + one.flops, back + (one.back_flops or 0) end
+      local tokens, attention, vocabulary = rows * length, 2 * length * q, 2 * c.vocabulary * c.width
+      assert.equal(tokens * (c.layers * (block + attention) + adapter), forward)
+      assert.equal(tokens * (c.layers * (block + 2 * attention) + 2 * adapter), back)
+      assert.equal(tokens * vocabulary, got.head_flops(false))
+      assert.equal(tokens * 2 * vocabulary, got.head_flops(true))
+      model:close()
+    end)
+  end
 
   it("counts a window's attention, and that of keys that came before", function()
     local function flops(queries, keys, window)

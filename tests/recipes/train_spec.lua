@@ -184,7 +184,8 @@ describe("onn train", function()
 
   it("writes a TensorBoard event file and a trace", function()
     local board, trace = folder .. "/board", folder .. "/trace.json"
-    train("--steps", "2", "--tensorboard", board, "--profile", trace, "--layers", "last:2")
+    train("--steps", "2", "--batch", "8", "--micro-batch", "8", "--tensorboard", board, "--profile", trace,
+      "--layers", "last:2")
     local names = system.list(board)
     assert.equal(1, #names)
     local events = support.read(board .. "/" .. names[1])
