@@ -70,6 +70,78 @@ INLINE void words_transpose(Words r[8]) {
     memcpy(r, t, sizeof t);
 }
 
+#ifdef __AVX512F__
+static inline __mmask32 first_halves(int64_t n) { return n >= 32 ? 0xffffffffu : n <= 0 ? 0 : (1u << n) - 1; }
+
+/* Sixteen words of sixteen lines whose depth is contiguous, a line to a vector. `left` halves of words remain of the depth. */
+static inline void group_across(__m512i r[16], const uint16_t *data, int64_t step, int64_t lines, int64_t left) {
+    if (lines >= 16 && left >= 32) {
+        for (int i = 0; i < 16; i++)
+            r[i] = _mm512_loadu_si512(data + i * step);
+        return;
+    }
+    __mmask32 mask = first_halves(left);
+    for (int i = 0; i < 16; i++)
+        r[i] = i < lines ? _mm512_maskz_loadu_epi16(mask, data + i * step) : _mm512_setzero_si512();
+}
+
+/* Lines whose words follow each other: transposed in squares of sixteen, each line's memory at once. halves: of words, in the depth; `step`
+ * from one line to the next, in halves too. */
+INLINE void pack_squares(uint32_t *to, const int width, const uint16_t *data, int64_t step, int64_t lines, int64_t halves) {
+    for (int64_t k = 0; k < halves; k += 32, to += 16 * width) {
+        int64_t steps = least(16, (halves - k + 1) / 2);
+        for (int at = 0; at < width; at += 16) {
+            __mmask16 part = (__mmask16)first_halves(width - at);
+            __m512i r[16];
+            group_across(r, data + at * step + k, step, least(lines, width) - at, halves - k);
+            words_turn(r);
+            for (int64_t i = 0; i < steps; i++)
+                _mm512_mask_storeu_epi32(to + i * width + at, part, r[i]);
+        }
+    }
+}
+#endif
+
+#ifdef __AVX512BF16__
+/* The same of lines that lie side by side, a step to a vector: two rows of the depth interleaved. */
+static inline void group_along(__m512i r[16], const uint16_t *data, int64_t inner, int64_t lines, int64_t left) {
+    __mmask16 mask = (__mmask16)first_halves(lines);
+    for (int s = 0; s < 16; s++, data += 2 * inner) {
+        __m512i low = 2 * s < left ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, data)) : _mm512_setzero_si512();
+        __m512i high = 2 * s + 1 < left ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, data + inner)) : _mm512_setzero_si512();
+        r[s] = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+    }
+}
+
+/* One step of a right panel whose 32 lines lie side by side: 64 bytes of two rows of the depth, interleaved. */
+static inline void pair_along(uint32_t *to, const uint16_t *data, int64_t inner) {
+    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    __m512i even = _mm512_loadu_si512(data), odd = _mm512_loadu_si512(data + inner);
+    __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd); /* by fours: 0 2 4 6, 1 3 5 7 */
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi64(low, first, high));
+    _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi64(low, second, high));
+}
+
+/* A right panel of bf16 pairs whose lines lie side by side. */
+static void pack_beside(uint32_t *to, Side from, int64_t lines, int64_t depth) {
+    const uint16_t *data = from.data;
+    for (int64_t k = 0; k < depth; k += 32, to += 16 * BLOCK_COLS) {
+        int64_t steps = least(16, (depth - k + 1) / 2);
+        if (lines >= BLOCK_COLS && depth - k >= 32) {
+            for (int s = 0; s < 16; s++)
+                pair_along(to + s * BLOCK_COLS, data + (k + 2 * s) * from.inner, from.inner);
+            continue;
+        }
+        for (int at = 0; at < BLOCK_COLS; at += 16) {
+            __m512i r[16];
+            group_along(r, data + at + k * from.inner, from.inner, lines - at, depth - k);
+            for (int64_t i = 0; i < steps; i++)
+                _mm512_storeu_si512(to + i * BLOCK_COLS + at, r[i]);
+        }
+    }
+}
+#endif
+
 /* Lines whose depth is contiguous: transposed in squares of eight. */
 INLINE void pack_across(uint32_t *to, int width, Side from, int64_t lines, int64_t depth, int pairs, Dtype dtype) {
     int64_t size = dtype == F32 ? 4 : 2, word = pairs ? 4 : size, whole = pairs ? depth / 2 : depth, steps = panel_steps(depth, pairs);
@@ -153,6 +225,19 @@ static void pack_any(uint32_t *to, int width, Side from, int64_t lines, int64_t 
 }
 
 INLINE void pack(uint32_t *to, int width, Side from, int64_t lines, int64_t depth, int pairs, Dtype dtype) {
+#ifdef __AVX512F__
+    if (from.inner == 1 && (pairs || dtype == F32)) {
+        const int halves = dtype == F32 ? 2 : 1;
+        pack_squares(to, width, from.data, from.step * halves, lines, depth * halves);
+        return;
+    }
+#endif
+#ifdef __AVX512BF16__
+    if (from.step == 1 && pairs && width == BLOCK_COLS) {
+        pack_beside(to, from, lines, depth);
+        return;
+    }
+#endif
     if (from.inner == 1)
         pack_across(to, width, from, lines, depth, pairs, dtype);
     else if (from.step == 1)
@@ -173,30 +258,6 @@ INLINE void pack_width(uint32_t *to, int width, Side from, int64_t lines, int64_
 }
 
 #ifdef __AMX_BF16__
-static inline __mmask32 first_halves(int64_t n) { return n >= 32 ? 0xffffffffu : n <= 0 ? 0 : (1u << n) - 1; }
-
-/* One group of steps of sixteen lines whose depth is contiguous, a line to a vector. `left` elements of the depth remain. */
-static inline void group_across(__m512i r[16], const uint16_t *data, int64_t step, int64_t lines, int64_t left) {
-    if (lines >= 16 && left >= 32) {
-        for (int i = 0; i < 16; i++)
-            r[i] = _mm512_loadu_si512(data + i * step);
-        return;
-    }
-    __mmask32 mask = first_halves(left);
-    for (int i = 0; i < 16; i++)
-        r[i] = i < lines ? _mm512_maskz_loadu_epi16(mask, data + i * step) : _mm512_setzero_si512();
-}
-
-/* The same of lines that lie side by side, a step to a vector: two rows of the depth interleaved. */
-static inline void group_along(__m512i r[16], const uint16_t *data, int64_t inner, int64_t lines, int64_t left) {
-    __mmask16 mask = (__mmask16)first_halves(lines);
-    for (int s = 0; s < 16; s++, data += 2 * inner) {
-        __m512i low = 2 * s < left ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, data)) : _mm512_setzero_si512();
-        __m512i high = 2 * s + 1 < left ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, data + inner)) : _mm512_setzero_si512();
-        r[s] = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-    }
-}
-
 /* `count` lines of a left panel, whose depth is contiguous: one after another, the order in which memory comes fastest. */
 static void copy_lines(uint32_t *to, int count, Side from, int64_t lines, int64_t depth) {
     const uint16_t *data = from.data;
@@ -207,15 +268,6 @@ static void copy_lines(uint32_t *to, int count, Side from, int64_t lines, int64_
         for (; k < depth; k += 32)
             _mm512_storeu_si512(to + k * 16 + i * 16, _mm512_maskz_loadu_epi16(first_halves(n - k), data + k));
     }
-}
-
-/* One step of a right panel whose 32 lines lie side by side: 64 bytes of two rows of the depth, interleaved. */
-static inline void pair_along(uint32_t *to, const uint16_t *data, int64_t inner) {
-    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-    __m512i even = _mm512_loadu_si512(data), odd = _mm512_loadu_si512(data + inner);
-    __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd); /* by fours: 0 2 4 6, 1 3 5 7 */
-    _mm512_storeu_si512(to, _mm512_permutex2var_epi64(low, first, high));
-    _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi64(low, second, high));
 }
 
 static void pack_tiles(uint32_t *to, Panel panel, Side from, int64_t lines, int64_t depth) {

@@ -6,7 +6,7 @@
 
 #include "isa.h"
 
-#ifdef __AMX_BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -77,18 +77,7 @@ enum { PACKS_ROWS = 1 };
 enum { PACKS_ROWS = 0 };
 #endif
 
-/* blocks_begin(), blocks_end() : around all block_product() calls of one thread in one parallel region. */
-#ifdef __AMX_BF16__
-static inline void blocks_begin(void) {
-    static const struct { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; } eight
-        __attribute__((aligned(64))) = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-    _tile_loadconfig(&eight);
-}
-static inline void blocks_end(void) {
-    _tile_release();
-    _mm_sfence(); /* after results that went past the caches */
-}
-
+#ifdef __AVX512F__
 /* Sixteen rows of sixteen words become columns. */
 static inline void words_turn(__m512i r[16]) {
     __m512i t[16];
@@ -114,6 +103,19 @@ static inline void words_turn(__m512i r[16]) {
         r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
         r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
     }
+}
+#endif
+
+/* blocks_begin(), blocks_end() : around all block_product() calls of one thread in one parallel region. */
+#ifdef __AMX_BF16__
+static inline void blocks_begin(void) {
+    static const struct { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; } eight
+        __attribute__((aligned(64))) = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    _tile_loadconfig(&eight);
+}
+static inline void blocks_end(void) {
+    _tile_release();
+    _mm_sfence(); /* after results that went past the caches */
 }
 
 /* A square block becomes its transpose. */
