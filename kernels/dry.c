@@ -167,10 +167,28 @@ static Status dry_delta_rule_backward(View *dq, View *dk, View *dv, View *ddecay
     return SCRATCH(delta_rule_backward(dq, dk, dv, ddecay, dbeta, dy, q, k, v, decay, beta, starts));
 }
 
+/* The products with the state; those with the input are linear layers. */
+static void count_recurrent(int64_t tokens, const Recurrent *r) {
+    count(tokens, r->w->shape[0], r->w->shape[1], 1);
+    if (r->projection)
+        count(tokens, r->projection->shape[0], r->projection->shape[1], 1);
+}
+
+static Status dry_recurrent(View *y, View *kept, View *cells, View *last, View *last_cell, const View *x, const Recurrent *r) {
+    count_recurrent(view_rows(x), r);
+    return SCRATCH(recurrent(y, kept, cells, last, last_cell, x, r));
+}
+
+static Status dry_recurrent_backward(View *dx, View *dstate, View *previous, View *projected, View *dout, const View *dy, const View *y,
+                                     const View *kept, const View *cells, const Recurrent *r) {
+    count_recurrent(view_rows(dy), r);
+    return SCRATCH(recurrent_backward(dx, dstate, previous, projected, dout, dy, y, kept, cells, r));
+}
+
 #define COUNTED(X) \
     X(sum_rows) X(linear) X(linear_decode) X(linear_backward) X(lora_backward) X(linear_backward_weight) X(matmul) X(attention) \
     X(attention_backward) X(attention_decode) X(head_loss) X(head_part) X(rms_norm_backward) X(layer_norm_backward) X(conv) X(conv_backward) \
-    X(causal_conv_backward) X(scan) X(scan_backward) X(delta_rule) X(delta_rule_backward)
+    X(causal_conv_backward) X(scan) X(scan_backward) X(delta_rule) X(delta_rule_backward) X(recurrent) X(recurrent_backward)
 
 static const Backend dry_backend = {
     .name = "dry",

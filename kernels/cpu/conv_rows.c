@@ -118,16 +118,20 @@ Status KERNEL(conv_rows)(View *y, const View *x, const View *w, const View *bias
     Shape s = shape_of(x, w, y, conv);
     Work k;
     Status status = work_make(&k, &s);
-    if (status != OK || scratch_only())
-        return work_free(&k, status);
-    View weight = matrix(with_channels_last(k.weight, w->data, &s), s.out, s.window);
+    if (status != OK)
+        return status;
+    int dry = scratch_only(); /* then the products' own scratch counts too */
+    View weight = matrix(dry ? k.weight : with_channels_last(k.weight, w->data, &s), s.out, s.window);
     for (int64_t n = 0; n < s.images && status == OK; n += s.group) {
         int64_t images = s.images - n < s.group ? s.images - n : s.group;
-        turn_images(k.in, (const float *)x->data + n * s.in * s.height * s.width, images, s.in, s.height * s.width);
-        gather(k.windows, k.in, &s, images);
         View rows = matrix(k.windows, images * s.pixels, s.window), to = matrix(k.out, images * s.pixels, s.out);
+        if (!dry) {
+            turn_images(k.in, (const float *)x->data + n * s.in * s.height * s.width, images, s.in, s.height * s.width);
+            gather(k.windows, k.in, &s, images);
+        }
         status = KERNEL(linear)(&to, NULL, &rows, &weight, bias, NULL);
-        turn_images((float *)y->data + n * s.out * s.pixels, k.out, images, s.pixels, s.out);
+        if (!dry)
+            turn_images((float *)y->data + n * s.out * s.pixels, k.out, images, s.pixels, s.out);
     }
     return work_free(&k, status);
 }
@@ -136,23 +140,27 @@ Status KERNEL(conv_rows_dx)(View *dx, const View *dy, const View *w, const Conv 
     Shape s = shape_of(dx, w, dy, conv);
     Work k;
     Status status = work_make(&k, &s);
-    if (status != OK || scratch_only())
-        return work_free(&k, status);
-    View weight = matrix(with_channels_last(k.weight, w->data, &s), s.out, s.window);
+    if (status != OK)
+        return status;
+    int dry = scratch_only();
+    View weight = matrix(dry ? k.weight : with_channels_last(k.weight, w->data, &s), s.out, s.window);
     for (int64_t n = 0; n < s.images && status == OK; n += s.group) {
         int64_t images = s.images - n < s.group ? s.images - n : s.group;
-        turn_images(k.out, (const float *)dy->data + n * s.out * s.pixels, images, s.out, s.pixels);
         View rows = matrix(k.windows, images * s.pixels, s.window), from = matrix(k.out, images * s.pixels, s.out);
+        if (!dry)
+            turn_images(k.out, (const float *)dy->data + n * s.out * s.pixels, images, s.out, s.pixels);
         status = KERNEL(linear_backward)(&rows, NULL, NULL, &from, &weight, NULL, 0);
-        scatter(k.in, k.windows, &s, images);
-        turn_images((float *)dx->data + n * s.in * s.height * s.width, k.in, images, s.height * s.width, s.in);
+        if (!dry) {
+            scatter(k.in, k.windows, &s, images);
+            turn_images((float *)dx->data + n * s.in * s.height * s.width, k.in, images, s.height * s.width, s.in);
+        }
     }
     return work_free(&k, status);
 }
 
 /* Borders of images among rows of pixels, for sums that do not depend on how a batch is cut. */
 static View image_starts(int32_t *starts, int64_t images, int64_t pixels) {
-    for (int64_t n = 0; n <= images; n++)
+    for (int64_t n = 0; starts && n <= images; n++)
         starts[n] = (int32_t)(n * pixels);
     return (View){.data = starts, .dtype = I32, .dims = 1, .shape = {images + 1}, .stride = {1}};
 }
@@ -167,25 +175,25 @@ Status KERNEL(conv_rows_dw)(View *dw, const View *dy, const View *x, const View 
     int32_t *starts = scratch_alloc(starts_bytes);
     if (!starts)
         return work_free(&k, ERR_MEMORY);
-    if (scratch_only()) {
-        scratch_free(starts, starts_bytes);
-        return work_free(&k, OK);
-    }
     /* Summed apart from dw, which stays as it was if a product fails. */
     int64_t places = s.kernel[0] * s.kernel[1];
+    int dry = scratch_only();
     float *sum = k.weight;
-    with_channels_last(sum, dw->data, &s);
+    if (!dry)
+        with_channels_last(sum, dw->data, &s);
     View gradient = matrix(sum, s.out, s.window);
     for (int64_t n = 0; n < s.images && status == OK; n += s.group) {
         int64_t images = s.images - n < s.group ? s.images - n : s.group;
-        turn_images(k.in, (const float *)x->data + n * s.in * s.height * s.width, images, s.in, s.height * s.width);
-        gather(k.windows, k.in, &s, images);
-        turn_images(k.out, (const float *)dy->data + n * s.out * s.pixels, images, s.out, s.pixels);
         View rows = matrix(k.windows, images * s.pixels, s.window), from = matrix(k.out, images * s.pixels, s.out);
-        View borders = image_starts(starts, images, s.pixels);
+        View borders = image_starts(dry ? NULL : starts, images, s.pixels);
+        if (!dry) {
+            turn_images(k.in, (const float *)x->data + n * s.in * s.height * s.width, images, s.in, s.height * s.width);
+            gather(k.windows, k.in, &s, images);
+            turn_images(k.out, (const float *)dy->data + n * s.out * s.pixels, images, s.out, s.pixels);
+        }
         status = KERNEL(linear_backward_weight)(&gradient, NULL, &from, &rows, conv->by_image ? &borders : NULL);
     }
-    if (status == OK)
+    if (status == OK && !dry)
         turn_images(dw->data, sum, s.out, places, s.in);
     scratch_free(starts, starts_bytes);
     return work_free(&k, status);

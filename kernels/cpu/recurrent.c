@@ -1,6 +1,7 @@
 /* Recurrent layers: a loop over time whose steps are a small product with the state's weight and the cell's own arithmetic, and the
- * way back through time. Threads share out the sequences. A sequence's bits depend on nothing but itself: each element of a product
- * is one chain of sums (panel.h), and the cell works element by element. */
+ * way back through time. Threads share out the columns of each step, so that a thread's part of the weight stays in its cache, and meet at
+ * its end; where there are too few columns they share out the sequences. A sequence's bits depend on nothing but itself: each element of a
+ * product is one chain of sums (panel.h), and the cell works element by element. */
 #include <omp.h>
 #include <stdlib.h>
 
@@ -30,15 +31,39 @@ static void matrix_pack(const Matrix *m, const View *w, int columns) {
     }
 }
 
-/* Blocks (row panels, the matrix' panels) = rows x depth, packed in left panels, times the matrix. */
-static void matrix_product(const Matrix *m, float *blocks, const float *left, int64_t rows) {
+/* A member of the threads that take a group of sequences through time together, and its share of a matrix' columns: whole panels. */
+typedef struct Member {
+    int number, of;
+} Member;
+
+typedef struct Columns {
+    int64_t from, to;
+} Columns;
+
+static Columns matrix_share(const Matrix *m, Member who) {
+    int64_t each = count_of(m->cols, BLOCK_COLS);
+    return (Columns){each * who.number / who.of * BLOCK_COLS, least(each * (who.number + 1) / who.of * BLOCK_COLS, m->cols)};
+}
+
+/* All members have come so far. */
+static void meet(Member who) {
+    if (who.of > 1) {
+#pragma omp barrier
+    }
+}
+
+/* A member's blocks (row panels, the matrix' panels) = rows x depth, packed in left panels, times the matrix. */
+static void matrix_product(const Matrix *m, Member who, float *blocks, const float *left, int64_t rows) {
     int64_t each = count_of(m->cols, BLOCK_COLS), all = matrix_across(m), left_words = panel_words(BLOCK_ROWS, m->depth, 0);
-    for (int64_t q = 0; q < all; q++)
-        for (int64_t p = 0; p * BLOCK_ROWS < rows; p++) {
-            Factors factors = {left + p * left_words, m->panels + q * m->words, m->depth};
-            KERNEL(block_product)(blocks + (p * all + q) * BLOCK, 0, &factors, 1, least(BLOCK_ROWS, rows - p * BLOCK_ROWS),
-                                  least(BLOCK_COLS, m->cols - q % each * BLOCK_COLS), 0, NULL);
-        }
+    Columns own = matrix_share(m, who);
+    for (int64_t section = 0; section < m->sections; section++)
+        for (int64_t col = own.from; col < own.to; col += BLOCK_COLS)
+            for (int64_t p = 0; p * BLOCK_ROWS < rows; p++) {
+                int64_t q = section * each + col / BLOCK_COLS;
+                Factors factors = {left + p * left_words, m->panels + q * m->words, m->depth};
+                KERNEL(block_product)(blocks + (p * all + q) * BLOCK, 0, &factors, 1, least(BLOCK_ROWS, rows - p * BLOCK_ROWS),
+                                      least(BLOCK_COLS, m->cols - col), 0, NULL);
+            }
 }
 
 /* LANES elements of such a product from column j of a section on. */
@@ -60,16 +85,16 @@ typedef struct Sequence {
     int64_t number, first, length;
 } Sequence;
 
-/* One call: the sequences, the longest first, in groups that a thread takes through time together. */
+/* One call: the sequences, the longest first, in groups that a thread, or a team of all threads, takes through time together. */
 typedef struct Run {
     const Recurrent *r;
     int64_t hidden, out, gates, kept, sequences, group;
     Sequence *order;
     Matrix state, projection; /* as this direction multiplies by them */
     float *scratch;
-    int64_t state_left, state_blocks, projection_left, projection_blocks, carried, words; /* words of a thread's parts, and of all */
+    int64_t state_left, state_blocks, projection_left, projection_blocks, carried, words; /* words of a team's parts, and of all */
     size_t bytes, order_bytes;
-    int threads;
+    int teams, together; /* how many; one team of all threads? */
     View *y, *saved, *cells, *last, *last_cell, *dx, *dstate, *previous, *projected, *dout;
     const View *x, *dy, *y_known, *saved_known, *cells_known;
 } Run;
@@ -91,14 +116,18 @@ static Status run_begin(Run *run) {
     run->order_bytes = (size_t)run->sequences * sizeof *run->order;
     if (!(run->order = scratch_alloc(run->order_bytes)))
         return ERR_MEMORY;
-    for (int64_t s = 0; s < run->sequences; s++)
+    for (int64_t s = 0; s < run->sequences && !scratch_only(); s++)
         run->order[s] = (Sequence){s, starts[s], starts[s + 1] - starts[s]};
-    qsort(run->order, (size_t)run->sequences, sizeof *run->order, by_length);
+    if (!scratch_only())
+        qsort(run->order, (size_t)run->sequences, sizeof *run->order, by_length);
 
-    int64_t threads = backend_threads(), groups = count_of(run->sequences, MOST_PANELS * BLOCK_ROWS);
-    groups = count_of(groups > 0 ? groups : 1, threads) * threads;
+    int64_t threads = backend_threads(), panels = count_of(least(run->hidden, run->out), BLOCK_COLS);
+    int together = threads > 1 && panels >= 2 * threads;
+    int64_t groups = count_of(run->sequences, MOST_PANELS * BLOCK_ROWS), teams = together ? 1 : threads;
+    groups = count_of(groups > 0 ? groups : 1, teams) * teams;
     run->group = run->sequences ? count_of(run->sequences, groups) : 1;
-    run->threads = (int)least(threads, run->sequences);
+    run->teams = (int)(together ? 1 : least(threads, run->sequences > 0 ? run->sequences : 1));
+    run->together = together;
     Matrix *both[2] = {&run->state, &run->projection};
     int64_t rows = count_of(run->group, BLOCK_ROWS), packed = 0;
     for (int i = 0; i < 2; i++) {
@@ -110,11 +139,11 @@ static Status run_begin(Run *run) {
     run->projection_left = rows * panel_words(BLOCK_ROWS, run->projection.depth, 0);
     run->projection_blocks = rows * matrix_across(&run->projection) * BLOCK;
     run->carried = run->group * align(run->hidden);
-    run->words = align(run->state_left + run->state_blocks + run->projection_left + run->projection_blocks + run->carried);
-    run->bytes = (size_t)(packed + run->threads * run->words) * sizeof(float);
+    run->words = align(2 * run->state_left + run->state_blocks + run->projection_left + run->projection_blocks + run->carried);
+    run->bytes = (size_t)(packed + run->teams * run->words) * sizeof(float);
     if (!(run->scratch = scratch_alloc(run->bytes)))
         return ERR_MEMORY;
-    run->state.panels = run->scratch + run->threads * run->words;
+    run->state.panels = run->scratch + run->teams * run->words;
     run->projection.panels = run->state.panels + matrix_across(&run->state) * run->state.words;
     return OK;
 }
@@ -124,14 +153,20 @@ static void run_end(Run *run) {
     scratch_free(run->order, run->order_bytes);
 }
 
-/* A thread's part of the scratch. */
+/* A team's part of the scratch, as a member sees it. Of the left panels one half is read while the other is written. */
 typedef struct Part {
-    float *left, *blocks, *projection_left, *projection_blocks, *carried;
+    Member who;
+    Columns hidden, out; /* the member's */
+    float *left[2], *blocks, *projection_left, *projection_blocks, *carried;
 } Part;
 
-static Part part_of(const Run *run, int thread) {
-    Part p = {.left = run->scratch + thread * run->words};
-    p.blocks = p.left + run->state_left;
+static Part part_of(const Run *run, int team, Member who) {
+    Part p = {.who = who, .left = {run->scratch + team * run->words}};
+    Matrix hidden = {.cols = run->hidden}, out = {.cols = run->out};
+    p.hidden = matrix_share(&hidden, who);
+    p.out = matrix_share(&out, who);
+    p.left[1] = p.left[0] + run->state_left;
+    p.blocks = p.left[1] + run->state_left;
     p.projection_left = p.blocks + run->state_blocks;
     p.projection_blocks = p.projection_left + run->projection_left;
     p.carried = p.projection_blocks + run->projection_blocks;
@@ -158,12 +193,12 @@ static int64_t active_at(const Sequence *s, int64_t rows, int64_t t) {
 /* --- forward --------------------------------------------------------------------------------------------------------- */
 
 /* One token: its state goes into y and the left panels, or with a projection into its left panels. */
-INLINE void step_row(const Run *run, const Part *p, int64_t row, int64_t token, const Cell cell) {
+INLINE void step_row(const Run *run, const Part *p, int64_t row, int64_t token, float *left, const Cell cell) {
     const int64_t H = run->hidden;
     const float *x = row_of(run->x, token), *bias = bias_of(run->r);
     float *kept = row_of(run->saved, token), *cells = row_of(run->cells, token), *y = row_of(run->y, token);
     float *carried = p->carried + row * align(H);
-    for (int64_t j = 0; j < H; j += LANES) {
+    for (int64_t j = p->hidden.from; j < p->hidden.to; j += LANES) {
         int64_t n = H - j;
         Vec gate[4], h;
         for (int g = 0; g < run->gates; g++) {
@@ -198,17 +233,17 @@ INLINE void step_row(const Run *run, const Part *p, int64_t row, int64_t token, 
             left_put(p->projection_left, H, row, j, n, h);
         } else {
             vec_give(y, F32, j, n, h);
-            left_put(p->left, H, row, j, n, h);
+            left_put(left, H, row, j, n, h);
         }
     }
 }
 
-static void step_any(const Run *run, const Part *p, int64_t row, int64_t token) {
+static void step_any(const Run *run, const Part *p, int64_t row, int64_t token, float *left) {
     switch (run->r->cell) {
-    case CELL_tanh: step_row(run, p, row, token, CELL_tanh); break;
-    case CELL_relu: step_row(run, p, row, token, CELL_relu); break;
-    case CELL_lstm: step_row(run, p, row, token, CELL_lstm); break;
-    default: step_row(run, p, row, token, CELL_gru); break;
+    case CELL_tanh: step_row(run, p, row, token, left, CELL_tanh); break;
+    case CELL_relu: step_row(run, p, row, token, left, CELL_relu); break;
+    case CELL_lstm: step_row(run, p, row, token, left, CELL_lstm); break;
+    default: step_row(run, p, row, token, left, CELL_gru); break;
     }
 }
 
@@ -221,38 +256,44 @@ static void begin_row(const Run *run, const Part *p, int64_t row, const Sequence
     if (carried)
         memcpy(p->carried + row * align(run->hidden), carried, (size_t)run->hidden * sizeof(float));
     for (int64_t k = 0; k < run->out; k += LANES)
-        left_put(p->left, run->out, row, k, run->out - k, first ? vec_take(first, F32, k, run->out - k) : vec_set(0));
+        left_put(p->left[0], run->out, row, k, run->out - k, first ? vec_take(first, F32, k, run->out - k) : vec_set(0));
 }
 
 static void group_forward(const Run *run, const Part *p, const Sequence *s, int64_t rows) {
-    for (int64_t i = 0; i < rows; i++)
+    for (int64_t i = p->who.number; i < rows; i += p->who.of)
         begin_row(run, p, i, s + i);
+    meet(p->who);
     for (int64_t t = 0, active = rows; (active = active_at(s, active, t)) > 0; t++) {
-        matrix_product(&run->state, p->blocks, p->left, active);
+        float *left = p->left[(t + 1) % 2];
+        matrix_product(&run->state, p->who, p->blocks, p->left[t % 2], active);
         for (int64_t i = 0; i < active; i++)
-            step_any(run, p, i, token_at(run, s + i, t));
+            step_any(run, p, i, token_at(run, s + i, t), left);
+        meet(p->who);
         if (!run->r->projection)
             continue;
-        matrix_product(&run->projection, p->projection_blocks, p->projection_left, active);
+        matrix_product(&run->projection, p->who, p->projection_blocks, p->projection_left, active);
         for (int64_t i = 0; i < active; i++)
-            for (int64_t k = 0; k < run->out; k += LANES) {
+            for (int64_t k = p->out.from; k < p->out.to; k += LANES) {
                 Vec h = matrix_get(&run->projection, p->projection_blocks, i, 0, k);
                 vec_give(row_of(run->y, token_at(run, s + i, t)), F32, k, run->out - k, h);
-                left_put(p->left, run->out, i, k, run->out - k, h);
+                left_put(left, run->out, i, k, run->out - k, h);
             }
+        meet(p->who);
     }
-    for (int64_t i = 0; i < rows; i++) {
+    for (int64_t i = p->who.number; i < rows; i += p->who.of) {
         const View *first = run->r->first;
         const float *h = s[i].length ? row_of(run->y, token_at(run, s + i, s[i].length - 1)) : first ? row_of(first, s[i].number) : NULL;
         row_copy(run->last, s[i].number, h, run->out);
         row_copy(run->last_cell, s[i].number, p->carried + i * align(run->hidden), run->hidden);
     }
+    meet(p->who);
 }
 
 /* --- backward -------------------------------------------------------------------------------------------------------- */
 
 /* One token of the way back: dh of its state becomes gradients of its gates, in dx and the left panels. */
 INLINE void back_row(const Run *run, const Part *p, int64_t row, const Sequence *s, int64_t t, int later, const Cell cell) {
+    float *left = p->left[t % 2];
     const int64_t H = run->hidden, depth = run->state.depth, token = token_at(run, s, t);
     const Recurrent *r = run->r;
     const float *kept = row_of(run->saved_known, token), *dy = row_of(run->dy, token), *y = row_of(run->y_known, token);
@@ -264,7 +305,7 @@ INLINE void back_row(const Run *run, const Part *p, int64_t row, const Sequence 
         before = row_of(states, token_at(run, s, t - 1));
     else if (first)
         before = row_of(first, s->number);
-    for (int64_t j = 0; j < H; j += LANES) {
+    for (int64_t j = p->hidden.from; j < p->hidden.to; j += LANES) {
         int64_t n = H - j;
         Vec dh, old = before ? vec_take(before, F32, j, n) : vec_set(0), gate[4] = {{0}}, d[4] = {{0}};
         if (r->projection) {
@@ -302,7 +343,7 @@ INLINE void back_row(const Run *run, const Part *p, int64_t row, const Sequence 
                 d[g] *= gate[0];
             if (dstate)
                 vec_give(dstate + g * H, F32, j, n, d[g]);
-            left_put(p->left, depth, row, g * H + j, n, d[g]);
+            left_put(left, depth, row, g * H + j, n, d[g]);
         }
     }
 }
@@ -318,7 +359,7 @@ static void back_any(const Run *run, const Part *p, int64_t row, const Sequence 
 
 /* dy and what comes from the later steps, into the projection's left panels and `dout`. */
 static void back_projection(const Run *run, const Part *p, int64_t row, int64_t token, int later) {
-    for (int64_t k = 0; k < run->out; k += LANES) {
+    for (int64_t k = p->out.from; k < p->out.to; k += LANES) {
         Vec d = vec_take(row_of(run->dy, token), F32, k, run->out - k);
         if (later)
             d += matrix_get(&run->state, p->blocks, row, 0, k);
@@ -330,21 +371,25 @@ static void back_projection(const Run *run, const Part *p, int64_t row, int64_t 
 
 static void group_backward(const Run *run, const Part *p, const Sequence *s, int64_t rows) {
     int64_t later = 0;
-    memset(p->carried, 0, (size_t)(rows * align(run->hidden)) * sizeof(float));
+    if (p->who.number == 0)
+        memset(p->carried, 0, (size_t)(rows * align(run->hidden)) * sizeof(float));
+    meet(p->who);
     for (int64_t t = rows ? s[0].length - 1 : -1; t >= 0; t--) {
         int64_t active = active_at(s, rows, t);
         if (run->r->projection) {
             for (int64_t i = 0; i < active; i++)
                 back_projection(run, p, i, token_at(run, s + i, t), i < later);
-            matrix_product(&run->projection, p->projection_blocks, p->projection_left, active);
+            meet(p->who);
+            matrix_product(&run->projection, p->who, p->projection_blocks, p->projection_left, active);
         }
         for (int64_t i = 0; i < active; i++)
             back_any(run, p, i, s + i, t, i < later);
+        meet(p->who);
         if (t > 0)
-            matrix_product(&run->state, p->blocks, p->left, active);
+            matrix_product(&run->state, p->who, p->blocks, p->left[t % 2], active);
         later = active;
     }
-    for (int64_t i = 0; run->previous && i < rows; i++)
+    for (int64_t i = p->who.number; run->previous && i < rows; i += p->who.of)
         for (int64_t t = 0; t < s[i].length; t++) {
             const View *first = run->r->first;
             const float *from = t ? row_of(run->y_known, token_at(run, s + i, t - 1)) : first ? row_of(first, s[i].number) : NULL;
@@ -353,12 +398,14 @@ static void group_backward(const Run *run, const Part *p, const Sequence *s, int
 }
 
 static void run_groups(const Run *run, void (*work)(const Run *, const Part *, const Sequence *, int64_t)) {
-#pragma omp parallel num_threads(run->threads > 0 ? run->threads : 1)
+    int together = run->together;
+#pragma omp parallel num_threads(together ? (int)backend_threads() : run->teams)
     {
-        Part part = part_of(run, omp_get_thread_num());
+        int number = omp_get_thread_num(), threads = omp_get_num_threads(), team = together ? 0 : number;
+        Part part = part_of(run, team, together ? (Member){number, threads} : (Member){0, 1});
+        int64_t stride = (together ? 1 : threads) * run->group;
         blocks_begin();
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t first = 0; first < run->sequences; first += run->group)
+        for (int64_t first = team * run->group; first < run->sequences; first += stride)
             work(run, &part, run->order + first, least(run->group, run->sequences - first));
         blocks_end();
     }
@@ -377,7 +424,7 @@ Status KERNEL(recurrent)(View *y, View *kept, View *cells, View *last, View *las
     if (r->projection)
         run.projection = (Matrix){.sections = 1, .cols = run.out, .depth = run.hidden};
     Status status = run_begin(&run);
-    if (status == OK) {
+    if (status == OK && !scratch_only()) {
         matrix_pack(&run.state, r->w, 0);
         if (r->projection)
             matrix_pack(&run.projection, r->projection, 0);
@@ -396,7 +443,7 @@ Status KERNEL(recurrent_backward)(View *dx, View *dstate, View *previous, View *
     if (r->projection)
         run.projection = (Matrix){.sections = 1, .cols = run.hidden, .depth = run.out};
     Status status = run_begin(&run);
-    if (status == OK) {
+    if (status == OK && !scratch_only()) {
         matrix_pack(&run.state, r->w, 1);
         if (r->projection)
             matrix_pack(&run.projection, r->projection, 1);
