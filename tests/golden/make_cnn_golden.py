@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Reference outputs of torchvision's image nets (and transformers' ResNet), as tests/golden/images_spec.lua reads them.
+"""Reference outputs of torchvision's image nets (and transformers' ResNet and ViTs), as tests/golden/images_spec.lua reads them.
 
     make_cnn_golden.py OUT [NET ...]        then: ONN_GOLDEN=OUT onn tests/run.lua tests/golden/images_spec.lua
 
@@ -47,6 +47,13 @@ def transformers_resnet(layer_type, **options):
                                                      num_labels=CLASSES, **options))
 
 
+def transformers_vit(kind, **options):
+    import transformers
+    config = getattr(transformers, f"{kind}Config")(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=16,
+                                                    num_labels=CLASSES, **options)
+    return getattr(transformers, f"{kind}ForImageClassification")(config)
+
+
 quiet = dict(num_classes=CLASSES, stochastic_depth_prob=0.0)
 efficient = partial(dict, dropout=0.0, **quiet)
 deep = [3, 4, 6, 3]
@@ -65,6 +72,11 @@ NETS = {
     "densenet121": lambda: densenet.DenseNet(8, (6, 12, 24, 16), 16, num_classes=CLASSES),
     "densenet161": lambda: densenet.DenseNet(8, (6, 12, 36, 24), 16, num_classes=CLASSES),
     "convnext_tiny": lambda: tv.convnext_tiny(**quiet),
+    "vit_b_16": lambda: tv.VisionTransformer(64, 16, 12, 12, 48, 96, num_classes=CLASSES),
+    "hf_vit": lambda: transformers_vit("ViT", intermediate_size=48),
+    "hf_vit_bare": lambda: transformers_vit("ViT", intermediate_size=48, qkv_bias=False, hidden_act="gelu_new"),
+    "hf_deit": lambda: transformers_vit("DeiT", intermediate_size=48),
+    "hf_dinov2": lambda: transformers_vit("Dinov2", mlp_ratio=2),
     "hf_resnet": lambda: transformers_resnet("bottleneck"),
     "hf_resnet_basic": lambda: transformers_resnet("basic", downsample_in_first_stage=True),
     "hf_resnet_down": lambda: transformers_resnet("bottleneck", downsample_in_bottleneck=True),
@@ -114,6 +126,8 @@ def make(name, out, draw=0):
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     with torch.no_grad():
         for n, p in model.named_parameters():
+            if not p.any():
+                p.copy_(0.1 * torch.randn(p.shape, generator=generator))
             if "layer_scale" in n:
                 p.copy_(0.5 + 0.1 * torch.randn(p.shape, generator=generator))
         for m in norms:

@@ -51,7 +51,8 @@ local counted = { resnet18 = 11689512, resnet34 = 21797672, resnet50 = 25557032,
   efficientnet_b4 = 19341616, efficientnet_b5 = 30389784, efficientnet_b6 = 43040704, efficientnet_b7 = 66347960,
   efficientnet_v2_s = 21458488, efficientnet_v2_m = 54139356, efficientnet_v2_l = 118515272, densenet121 = 7978856,
   densenet161 = 28681000, densenet169 = 14149480, densenet201 = 20013928, convnext_tiny = 28589128, convnext_small = 50223688,
-  convnext_base = 88591464, convnext_large = 197767336 }
+  convnext_base = 88591464, convnext_large = 197767336, vit_b_16 = 86567656, vit_b_32 = 88224232, vit_l_16 = 304326632,
+  vit_l_32 = 306535400, vit_h_14 = 632045800 }
 
 describe("a new net", function()
   for name, want in pairs(counted) do

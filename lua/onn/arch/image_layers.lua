@@ -1,5 +1,7 @@
--- What a stage of a convolutional net is made of: nodes {kind, ...}, run one after another on x f32 (n, c, h, w), or (n, c) behind "flatten".
--- A node of many has its parts as lists of nodes: residual {body, shortcut}, squeeze {body}, concat {body}, pixels {body}.
+-- What a stage of a net for images is made of: nodes {kind, ...}, run one after another on x f32 (n, c, h, w), (n, c) behind "flatten", or
+-- rows (n, t, c) behind "tokens".
+-- A node of many has its parts as lists of nodes: residual {body, shortcut}, squeeze {body}, concat {body}, pixels {body}, attention {q, k, v
+-- or all, out}.
 local convolve = require "onn.nn.conv"
 local core = require "onn.core.ops"
 local linear = require "onn.nn.linear"
@@ -68,12 +70,58 @@ end
 
 function run.concat(node, x, stage, ctx) return ops.cat(x, layers.run(node.body, x, stage, ctx), 2) end
 
--- The body sees rows, one for each pixel: (n, h w, c).
+-- (n, c, h, w) -> (n, h w, c): a row for each pixel.
+local function pixel_rows(x)
+  return ops.contiguous(ops.transpose(ops.view(x, { x:size(1), x:size(2), x:size(3) * x:size(4) }), 2, 3))
+end
+
+-- The body sees rows.
 function run.pixels(node, x, stage, ctx)
-  local n, c, h, w = x:size(1), x:size(2), x:size(3), x:size(4)
-  local rows = ops.contiguous(ops.transpose(ops.view(x, { n, c, h * w }), 2, 3))
-  local y = layers.run(node.body, rows, stage, ctx)
+  local n, h, w = x:size(1), x:size(3), x:size(4)
+  local y = layers.run(node.body, pixel_rows(x), stage, ctx)
   return ops.view(ops.contiguous(ops.transpose(y, 2, 3)), { n, y:size(3), h, w })
+end
+
+-- Rows of pixels behind learned ones, which are the same for every image, and on all of them what their places add (arXiv 2010.11929).
+function run.tokens(node, x, stage)
+  local w, n, c = stage.weights, x:size(1), x:size(2)
+  local rows = pixel_rows(x)
+  for k = #node.learned, 1, -1 do
+    rows = ops.cat(ops.add(tensors.zeros("f32", { n, 1, c }), w[node.learned[k]]), rows, 2)
+  end
+  local places = w[node.places]
+  if places:size(2) ~= rows:size(2) then
+    error(("'%s' is for %d patches, the images have %d"):format(node.places, places:size(2) - #node.learned, rows:size(2) - #node.learned), 0)
+  end
+  return ops.add(rows, places)
+end
+
+-- The first of each image's rows: (n, t, c) -> (n, c).
+function run.first(_, x) return ops.contiguous(ops.select(x, 2, 1)) end
+
+-- The first of each image's rows and the mean of those behind the learned ones: (n, t, c) -> (n, 2 c).
+function run.first_and_mean(node, x)
+  local n, t, c = x:size(1), x:size(2), x:size(3)
+  local pixels = ops.contiguous(ops.transpose(ops.narrow(x, 2, node.skip + 1, t - node.skip), 2, 3))
+  return ops.cat(run.first(nil, x), ops.view(ops.mean(pixels), { n, c }), 2)
+end
+
+-- Every row of an image sees all of them.
+function run.attention(node, x, stage, ctx)
+  local n, t, c = x:size(1), x:size(2), x:size(3)
+  local size, starts = c / node.heads, {}
+  for i = 0, n do starts[i + 1] = i * t end
+  local function heads(y) return ops.view(y, { n * t, node.heads, size }) end
+  local function product(nodes) return heads(layers.run(nodes, x, stage, ctx)) end
+  local q, k, v
+  if node.all then
+    q, k, v = ops.split(ops.view(layers.run(node.all, x, stage, ctx), { n * t, 3 * c }), { c, c, c })
+    q, k, v = heads(ops.contiguous(q)), heads(ops.contiguous(k)), heads(ops.contiguous(v))
+  else
+    q, k, v = product(node.q), product(node.k), product(node.v)
+  end
+  local y = ops.attention(q, k, v, { starts = tensors.from_table(starts, "i32"), causal = false, scale = 1 / math.sqrt(size) })
+  return layers.run(node.out, ops.view(y, { n, t, c }), stage, ctx)
 end
 
 -- Each channel times a number of its own (arXiv 2103.17239).

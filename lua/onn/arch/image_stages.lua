@@ -49,7 +49,7 @@ end
 -- A stage and what fill() puts into it; `kind` "block" (default) can be chosen for training by number.
 function Builder:block(name, fill, kind)
   kind = kind or "block"
-  self.stage = { name = name, kind = kind, layers = {}, tensors = {}, nodes = {} }
+  self.stage = { name = name, kind = kind, layers = {}, tensors = {}, nodes = {}, untiled = true }
   if kind == "block" then self.stage.index, self.blocks = self.blocks, self.blocks + 1 end
   self.nodes = self.stage.nodes
   table.insert(self.stages, self.stage)
@@ -93,20 +93,21 @@ function Builder:conv(name, out, kernel, opt)
   self.channels = out
 end
 
--- A product of rows (n, in).
-function Builder:linear(name, out)
-  local into, shape = self.channels, stored(self, name .. ".weight", 2)
+-- A product of rows (n, in). opt: weight and bias (tensors' names: name.weight, name.bias), deviation (of a new weight).
+function Builder:linear(name, out, opt)
+  opt = opt or {}
+  local weight, bias = opt.weight or name .. ".weight", opt.bias or name .. ".bias"
+  local into, shape = self.channels, stored(self, weight, 2)
   if shape then
     out = shape[1]
     if shape[2] ~= into then
-      self:fault("tensor '%s.weight' has the shape (%s), but %d features come in", name, table.concat(shape, ", "), into)
+      self:fault("tensor '%s' has the shape (%s), but %d features come in", weight, table.concat(shape, ", "), into)
     end
   end
   add(self, { kind = "linear", name = name, out = out })
-  table.insert(self.stage.layers, { role = name, name = name, out = out, into = into })
-  table.insert(self.stage.tensors, { name = name .. ".weight", role = name, shape = { out, into },
-    deviation = 1 / math.sqrt(3 * into) })
-  add_bias(self, name, out, self:has(name .. ".bias", true))
+  table.insert(self.stage.layers, { role = name, name = name, out = out, into = into, tensor = opt.weight })
+  table.insert(self.stage.tensors, { name = weight, role = name, shape = { out, into }, deviation = opt.deviation or 1 / math.sqrt(3 * into) })
+  if self:has(bias, true) then tensor(self, bias, name .. "_bias", { out }, { fill = 0 }) end
   self.channels = out
 end
 
@@ -146,10 +147,37 @@ function Builder:grid(size)
   self.channels = self.channels * size * size
 end
 
--- Layer scale: one number (c, 1, 1) for each channel.
-function Builder:scale(name)
+-- Layer scale: one number for each channel, stored (c, 1, 1), or with `rows` (c).
+function Builder:scale(name, rows)
   add(self, { kind = "scale", name = name })
-  tensor(self, name, name, { self.channels, 1, 1 }, { fill = 1e-6 })
+  tensor(self, name, name, rows and { self.channels } or { self.channels, 1, 1 }, { fill = 1e-6 })
+end
+
+-- Pixels become rows, behind learned rows of these names (1, 1, c); `places` (1, t, c) is added. pixels: of a new net's images.
+function Builder:tokens(learned, places, pixels)
+  local shape = stored(self, places, 3)
+  add(self, { kind = "tokens", learned = learned, places = places })
+  for _, name in ipairs(learned) do tensor(self, name, name, { 1, 1, self.channels }, { deviation = 0.02 }) end
+  local count = shape and shape[2] or pixels + #learned
+  tensor(self, places, places, { 1, count, self.channels }, { deviation = 0.02 })
+end
+
+-- opt: q, k, v (names of products) or all = function() that adds the one product of the three, out (name).
+function Builder:attention(heads, opt)
+  local width = self.channels
+  local function product(name)
+    self.channels = width
+    return name and inside(self, function() self:linear(name, width, { deviation = 0.02 }) end)
+  end
+  if width % heads ~= 0 then self:fault("%d channels do not part into %d heads", width, heads) end
+  add(self, { kind = "attention", heads = heads, q = product(opt.q), k = product(opt.k), v = product(opt.v),
+    all = opt.all and inside(self, opt.all), out = product(opt.out) })
+end
+
+-- An image's first row, or with `skip` learned rows in front the first and behind it the mean of the others.
+function Builder:first(skip)
+  add(self, { kind = skip and "first_and_mean" or "first", skip = skip })
+  if skip then self.channels = 2 * self.channels end
 end
 
 -- body() + shortcut() (or the input itself), then the activation `after`, if named.
