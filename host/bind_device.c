@@ -43,13 +43,12 @@ static int l_is_dry(lua_State *L) {
 static int l_dry_begin(lua_State *L) {
     if (tensors_pool() == memory_dry())
         return luaL_error(L, "a dry run within a dry run");
-    tensors_dry(1);
+    tensors_dry(L, 1);
     return 0;
 }
 
 static int l_dry_end(lua_State *L) {
-    (void)L;
-    tensors_dry(0);
+    tensors_dry(L, 0);
     return 0;
 }
 

@@ -44,6 +44,19 @@ static void link_handle(Handle *h, int at) {
     scopes[at] = h;
 }
 
+/* A dry run's tensors stay until its end unless they are freed: what the collector frees may still be there at the largest moment of a run.
+ * (To stop the collector would not do: LuaJIT goes on with a cycle that is in its last phases, whatever was asked.) */
+static int held; /* in the registry's table of this name */
+static const char HELD[] = "onn.dry";
+
+static void hold(lua_State *L) {
+    luaL_checkstack(L, 2, "tensors of a dry run");
+    lua_getfield(L, LUA_REGISTRYINDEX, HELD);
+    lua_pushvalue(L, -2);
+    lua_rawseti(L, -2, ++held);
+    lua_pop(L, 1);
+}
+
 Tensor *push_tensor(lua_State *L) {
     Handle *h = lua_newuserdata(L, sizeof *h);
     memset(h, 0, sizeof *h);
@@ -51,6 +64,8 @@ Tensor *push_tensor(lua_State *L) {
     lua_setmetatable(L, -2);
     h->serial = ++last_serial;
     link_handle(h, depth);
+    if (place == memory_dry())
+        hold(L);
     return &h->tensor;
 }
 
@@ -66,8 +81,6 @@ Tensor *check_tensor(lua_State *L, int arg) {
     Tensor *t = check_view(L, arg);
     if (!tensor_present(t))
         luaL_argerror(L, arg, "this tensor is not in memory: its unit is not acquired");
-    if (tensor_phantom(t) && place != memory_dry())
-        luaL_argerror(L, arg, "this tensor is left from a dry run and has no values");
     return t;
 }
 
@@ -506,7 +519,20 @@ static int l_is_tensor(lua_State *L) {
     return 1;
 }
 
-void tensors_dry(int on) {
+void tensors_dry(lua_State *L, int on) {
+    for (lua_getfield(L, LUA_REGISTRYINDEX, HELD); held > 0; held--) { /* freed now, or the next dry run would see them go */
+        lua_rawgeti(L, -1, held);
+        Handle *h = lua_touserdata(L, -1);
+        if (tensor_phantom(&h->tensor))
+            tensor_free(&h->tensor);
+        lua_pop(L, 1);
+    }
+    lua_pop(L, 1);
+    if (on)
+        lua_newtable(L);
+    else
+        lua_pushnil(L);
+    lua_setfield(L, LUA_REGISTRYINDEX, HELD);
     table = on ? backend_dry() : real;
     place = on ? memory_dry() : memory_cpu();
     memory_serve_kernels(place);
@@ -526,7 +552,7 @@ int bind_tensor(lua_State *L) {
         {"scope_begin", l_scope_begin}, {"scope_end", l_scope_end}, {"keep", l_keep}, {"serial", l_serial}, {"is_tensor", l_is_tensor}, {NULL, NULL}};
     if (!(real = backend_cpu()))
         return luaL_error(L, "%s", status_message());
-    tensors_dry(0);
+    tensors_dry(L, 0);
     new_class(L, CLASS, methods);
     lua_newtable(L);
     luaL_register(L, NULL, functions);

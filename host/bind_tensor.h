@@ -50,6 +50,6 @@ const Backend *backend(void);
 Memory *tensors_pool(void);
 
 /* tensors_dry() : with `on`, new tensors and scratch are counted in memory_dry() and backend() computes nothing; else as ever. */
-void tensors_dry(int on);
+void tensors_dry(lua_State *L, int on);
 
 #endif

@@ -8,8 +8,9 @@ Status ring_make(Ring *r, size_t units, size_t slots) {
     r->slot_of = calloc(units + 1, sizeof *r->slot_of);
     r->unit_of = calloc(slots + 1, sizeof *r->unit_of);
     r->held = calloc(units + 1, sizeof *r->held);
+    r->used = calloc(units + 1, sizeof *r->used);
     r->first_use = calloc(units + 1, sizeof *r->first_use);
-    if (!r->slot_of || !r->unit_of || !r->held || !r->first_use) {
+    if (!r->slot_of || !r->unit_of || !r->held || !r->used || !r->first_use) {
         ring_free(r);
         return fail(ERR_MEMORY, "out of memory");
     }
@@ -24,6 +25,7 @@ void ring_free(Ring *r) {
     free(r->slot_of);
     free(r->unit_of);
     free(r->held);
+    free(r->used);
     free(r->schedule);
     free(r->uses);
     free(r->first_use);
@@ -89,7 +91,7 @@ static size_t farthest(const Ring *r, size_t *away) {
         if (r->held[unit])
             continue;
         size_t d = distance(r, unit);
-        if (best == RING_NONE || d > *away) {
+        if (best == RING_NONE || d > *away || (d == *away && r->used[unit] < r->used[r->unit_of[best]])) {
             best = s;
             *away = d;
         }
@@ -130,6 +132,7 @@ void ring_hold(Ring *r, size_t unit) {
     if (d != RING_NONE && (!r->held[unit] || !d))
         r->position = (r->position + d + 1) % r->length;
     r->held[unit]++;
+    r->used[unit] = ++r->clock;
 }
 
 void ring_drop(Ring *r, size_t unit) { r->held[unit]--; }

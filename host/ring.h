@@ -14,6 +14,7 @@ typedef struct Ring {
     size_t *slot_of;  /* of each unit; RING_NONE: in none */
     size_t *unit_of;  /* of each slot; RING_NONE: free */
     uint32_t *held;   /* of each unit: uses begun and not ended */
+    uint64_t *used, clock; /* of each unit: when its last use began, counted in uses */
     size_t *schedule; /* uses in order, then the same again and again */
     size_t length, position; /* uses in the schedule; the next one */
     size_t ahead;            /* uses from the position on that are loaded for */
@@ -33,7 +34,8 @@ Status ring_schedule(Ring *r, const size_t *uses, size_t length);
 int ring_scheduled(const Ring *r, size_t unit);
 
 /* ring_next() : the load that the schedule asks for: the first unit within `ahead` uses that is in no slot, into a free slot or in the
- * place of the unit not held whose next use is farthest, if that is later than the loaded unit's own.
+ * place of the unit not held whose next use is farthest, if that is later than the loaded unit's own. Of units with no use ahead the one
+ * that was used the longest ago gives way.
  * @return : 0 if there is none. */
 int ring_next(const Ring *r, size_t *unit, size_t *slot);
 

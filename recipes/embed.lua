@@ -56,7 +56,7 @@ if #model.missing > 0 then cli.fail(model:why_not()) end
 local how = cli.check(embedding.settings(model.directory))
 how.pooling, how.normalize, how.batch = opt.pooling or how.pooling, opt.normalize or how.normalize, opt.batch
 how.tokenizer = cli.check(Tokenizer.open(model.directory))
-local needs = plan.inference(model, { tokens = opt.batch, seq_len = model.sizes.positions, budget = machine.budget, chunk = opt.chunk,
+local needs = plan.inference(model, { tokens = opt.batch, seq_len = model.sizes.positions, body = true, budget = machine.budget, chunk = opt.chunk,
   slots = opt.slots, prefetch = opt.prefetch })
 if opt.dry_run then
   cli.json { model = opt.model, texts = #texts, pooling = how.pooling, normalize = how.normalize, plan = needs }

@@ -67,12 +67,14 @@ end
 local shape = (ids or given.x):shape()
 if ids and #shape ~= 2 then cli.fail(("%s: input_ids should be (rows, length)"):format(opt.input)) end
 if numeric then shape = { shape[1], 1 } end
+local beside = given.decoder_input_ids and given.decoder_input_ids:shape() or shape
+local longest = math.max(shape[2], beside[2] or 0)
 local outputs_each = model.sizes.outputs or model.sizes.vocabulary or model.sizes.width
 
 -- What is written stays in memory until the end: it is no part of what the plans may use, but for the logits' first making.
-local tokens, width = shape[1] * shape[2], model.sizes.width
+local tokens, width = shape[1] * longest, model.sizes.width
 local logits, hidden = tokens * outputs_each * 4, opt.hidden and tokens * width * 8 or 0
-local how = { chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, seq_len = shape[2] }
+local how = { chunk = opt.chunk, slots = opt.slots, prefetch = opt.prefetch, seq_len = longest }
 local function planned(kind, more)
   for key, value in pairs(more) do how[key] = value end
   return plan[kind](model, how)

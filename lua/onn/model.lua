@@ -244,13 +244,20 @@ function Model:run_head(items, around, done)
   finished()
 end
 
+-- Of the largest item; nil for items that are not of tokens.
+local function most_tokens(items)
+  local most = 0
+  for _, item in ipairs(items) do most = item.carry.ids and most and math.max(most, item.carry.ids:size(1)) end
+  return most
+end
+
 -- Runs every stage without gradients for all items {carry, ctx}, stage by stage; each item's carry becomes the last one.
 -- Intermediates are freed as it goes.
 function Model:forward_all(items)
   local last = #self.stages
   if self.ring then
     local visits = {}
-    for i = 1, last do visits[i] = { at = i, times = #items, forward = true } end
+    for i = 1, last do visits[i] = { at = i, times = #items, tokens = most_tokens(items), forward = true } end
     self.ring:schedule(visits)
   end
   local function around(item, step)
@@ -326,7 +333,9 @@ end
 
 function Model:close()
   self:unload()
-  for _, name in ipairs { "angles", "local_angles", "slopes", "query_scales", "sinusoids" } do if self[name] then self[name]:free() end end
+  for _, name in ipairs { "angles", "local_angles", "slopes", "query_scales", "sinusoids", "biases", "encoder_bias", "decoder_bias" } do
+    if self[name] then self[name]:free() end
+  end
   self.store:close()
 end
 

@@ -25,14 +25,16 @@ local function block_count(model, layers)
 end
 
 -- The linear layers that get an adapter, as a list and as a set, and the position of the first stage with one (the last, if none has).
-local function adapted(model, layers, targets)
+local function adapted(model, opt)
+  local layers, targets = opt.layers, opt.targets
   local list, set, names, first = {}, {}, {}, #model.stages
   if type(targets) == "table" then for _, name in ipairs(targets) do names[name] = true end end
   if type(targets) == "string" then for name in targets:gmatch "[^,%s]+" do names[name] = true end end
   local all = targets == nil or names["all-linear"]
   for i, stage in ipairs(model.stages) do
     for _, layer in ipairs(wanted(stage, layers) and stage.layers or {}) do
-      if all and not layer.expert or names[layer.name] or names[layer.name:match "[^.]+$"] then
+      local possible = not layer.saved and (not opt.rank or opt.rank % (layer.groups or 1) == 0) -- see onn.nn.lora
+      if possible and (all and not layer.expert or names[layer.name] or names[layer.name:match "[^.]+$"]) then
         list[#list + 1], set[layer], first = layer, true, math.min(first, i)
       end
     end
@@ -120,12 +122,13 @@ end
 -- All that does not depend on the choices: sizes, what is trained, rates. Positions: stage, the first with something trained in it; bottom,
 -- the first whose tape may be kept (an embedding's is not); last.
 local function facts_of(model, opt)
-  local modules, set, first = adapted(model, opt.layers, opt.targets)
+  local carried = costs.memory(model, opt.batch)
+  local modules, set, first = adapted(model, opt)
   if opt.full then modules, set, first = {}, nil, 1 end
   local count, lowest = block_count(model, opt.layers)
   local f = { modules = set, count = count, lowest = lowest, adapter = 0, budget = opt.budget or math.huge, stage = first,
-    last = #model.stages, state = memory.state(model, opt, modules), rates = opt.rates or reading.unknown_rates }
-  for _, layer in ipairs(modules) do f.adapter = f.adapter + (layer.out + layer.into) * opt.rank end
+    last = #model.stages, state = memory.state(model, opt, modules) + carried, rates = opt.rates or reading.unknown_rates }
+  for _, layer in ipairs(modules) do f.adapter = f.adapter + memory.adapter(layer, opt.rank) end
   f.bottom = math.max(first, model.stages[1].kind == "embedding" and 2 or 1)
   f.above = f.last - f.bottom
   local passing = passing_bytes(model)
@@ -200,7 +203,7 @@ local function candidate(opt, f, m, how)
   p.spill_space = math.min(p.spill_written, how.carries)
   local function cost(from)
     local flops = operations(opt, f, m, how.kept, from)
-    local bytes = how.slots and f.reads({ from = from, micros = micros, heads = heads, lowest = f.stage,
+    local bytes = how.slots and f.reads({ from = from, micros = micros, heads = heads, lowest = f.stage, tokens = m.tokens,
       kept = how.kept }, how.slots) or 0
     local spills = { 0, 0, 0 }
     if p.spill_written > 0 then spills = { p.spill_written / f.rates.write(), 0, p.spill_read / f.rates.disk() } end
@@ -352,13 +355,10 @@ function plan.training(model, opt)
   return best
 end
 
--- Nets other than the decoder have a plainer plan.
+-- Models that a Lua file defines have a plainer plan: their code may not stand a dry run.
 for _, name in ipairs { "training", "inference", "generation", "evaluation" } do
-  local of_decoder = plan[name]
-  plan[name] = function(model, ...)
-    local decoder = model.net == require "onn.arch.decoder"
-    return (decoder and of_decoder or require("onn.plan.plain")[name])(model, ...)
-  end
+  local usual = plan[name]
+  plan[name] = function(model, ...) return (model.net.custom and require("onn.plan.plain")[name] or usual)(model, ...) end
 end
 
 return plan

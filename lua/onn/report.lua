@@ -103,8 +103,9 @@ function Log:step(r)
     self:scalars(r.step, { loss = r.loss, lr = r.lr, grad_norm = r.grad_norm, tokens_per_s = rate, limit_share = share,
       device_peak = memory.peak })
   end
-  self.bar:update(r.step, ("loss %.4f  lr %.2e  |g| %.3f  %.0f tok/s%s  %.0f %% of the limit (%s)  %s"):format(r.loss, r.lr, r.grad_norm,
-    rate, r.bytes_streamed > 0 and "  " .. units.rate(r.bytes_streamed / r.seconds) or "", 100 * share, bound, units.bytes(memory.peak)))
+  self.bar:update(r.step, ("loss %.4f  lr %.2e  |g| %.3f  %.0f %s/s%s  %.0f %% of the limit (%s)  %s"):format(r.loss, r.lr, r.grad_norm,
+    rate, facts.plan.unit or "tok", r.bytes_streamed > 0 and "  " .. units.rate(r.bytes_streamed / r.seconds) or "", 100 * share, bound,
+    units.bytes(memory.peak)))
   if r.skipped then cli.note("step %d skipped: its loss or gradient is not finite", r.step) end
 end
 
@@ -181,7 +182,8 @@ function Log:summary(session, out, peak, plot)
   if self.before and self.after then cli.print(("held out  %.4f -> %.4f"):format(self.before, self.after)) end
   if self.accuracy then cli.print(("accuracy  %.2f %% of the held-out images"):format(100 * self.accuracy)) end
   if rate then
-    cli.print(("speed     %.0f tokens/s; peak %s, predicted %s"):format(rate, units.bytes(peak), units.bytes(self.facts.plan.peak)))
+    cli.print(("speed     %.0f %s/s; peak %s, predicted %s"):format(rate, self.facts.plan.unit or "tokens", units.bytes(peak),
+      units.bytes(self.facts.plan.peak)))
     cli.print(("limit     %.0f %% of it, bound by %s: %s took %s"):format(100 * share, bound, work_line(self.work, self.facts.rates),
       units.seconds(self.seconds)))
   end

@@ -48,24 +48,58 @@ local function add_tiles(layout, model, name, each)
   return tiles
 end
 
+-- How likely one of a stage's experts sees one of `tokens` tokens that each go to per_token of the experts, all being equally likely.
+function Ring.chance(routed, tokens) return 1 - (1 - routed.per_token / routed.experts) ^ tokens end
+
+-- Is an expert likelier not to be used than to be? Then it is not read ahead.
+local function seldom(routed, tokens) return tokens and routed and Ring.chance(routed, tokens) < 0.5 end
+
+-- Has a model such experts, with `tokens` tokens going through together?
+function Ring.seldom(model, tokens)
+  for _, stage in ipairs(model.stages) do if seldom(stage.routed, tokens) then return true end end
+  return false
+end
+
 -- A block's matrices, in the order of their products, as units of at most `most` bytes (64 rows at least): rows of one, or a few whole
--- ones; what is stored (in, out) is not cut. Returns a list of {role, rows, width, tiles}.
+-- ones; what is stored (in, out) is not cut, nor one of stacked experts. Matrices of an expert share units with no other's.
+-- Returns a list of {role, rows, width, tiles, expert (its number), stacked}.
 local function add_products(layout, model, stage, most)
-  local products, unit = {}, nil -- unit: the one that further matrices may join
+  local products, open = { routed = stage.routed }, {} -- open: by whose it is, the unit that further matrices may join
+  local function put(t, owner, bytes, piece)
+    local unit = open[owner]
+    if not unit or layout.bytes[unit] + bytes > most then unit = add_unit(layout, 0) end
+    open[owner] = unit
+    table.insert(layout.units[unit], piece)
+    layout.bytes[unit] = layout.bytes[unit] + bytes
+    local rows, width = t.shape[#t.shape - 1], t.shape[#t.shape]
+    if t.transposed or t.in_out then rows, width = width, rows end
+    products[#products + 1] = { role = t.role, rows = rows, width = width, expert = t.expert, stacked = t.stacked,
+      transposed = t.transposed or t.in_out, tiles = { { unit = unit, first = 0, piece = #layout.units[unit] } } }
+  end
+  local function put_stacked(group)
+    local list = {}
+    for _, t in ipairs(matrices(stage)) do if t.stacked == group then list[#list + 1] = t end end
+    for e = 0, list[1].shape[1] - 1 do
+      for _, t in ipairs(list) do
+        put(setmetatable({ expert = e }, { __index = t }), group .. e, stored_bytes(model, t.name) / t.shape[1],
+          { name = t.name, first = e, rows = 1 })
+      end
+    end
+  end
+  local met = {}
   for _, t in ipairs(matrices(stage)) do
     local bytes, rows = stored_bytes(model, t.name), t.shape[1]
-    local tiles
-    if bytes <= most or t.transposed then
-      if not unit or layout.bytes[unit] + bytes > most then unit = add_unit(layout, 0) end
-      table.insert(layout.units[unit], { name = t.name })
-      layout.bytes[unit] = layout.bytes[unit] + bytes
-      tiles = { { unit = unit, first = 0, piece = #layout.units[unit] } }
+    if t.stacked then
+      if not met[t.stacked] then put_stacked(t.stacked) end
+      met[t.stacked] = true
+    elseif bytes <= most or t.transposed then
+      put(t, t.expert or "all", bytes, { name = t.name })
     else
       local fit = math.max(1, math.floor(most / (bytes / rows) / 64)) * 64
-      tiles, unit = add_tiles(layout, model, t.name, math.ceil(rows / math.ceil(rows / fit) / 64) * 64), nil
+      open[t.expert or "all"] = nil
+      products[#products + 1] = { role = t.role, rows = rows, width = t.shape[2], expert = t.expert,
+        tiles = add_tiles(layout, model, t.name, math.ceil(rows / math.ceil(rows / fit) / 64) * 64) }
     end
-    products[#products + 1] = { role = t.role, rows = t.transposed and t.shape[2] or rows, width = t.transposed and rows or t.shape[2],
-      tiles = tiles, transposed = t.transposed }
   end
   return products
 end
@@ -107,18 +141,31 @@ function Ring.layout(model, chunk, tile)
   return layout
 end
 
--- Sizes of tiles worth trying, in bytes, largest first: no slot is smaller than a cut of the head. None where a stage does not use its
--- weights one after another as they are listed.
+-- Bytes of a stage's largest expert; 0 without any.
+local function expert_bytes(model, stage)
+  local bytes, largest = {}, 0
+  for _, t in ipairs(matrices(stage)) do
+    local owner = t.stacked or t.expert
+    if owner then bytes[owner] = (bytes[owner] or 0) + stored_bytes(model, t.name) / (t.stacked and t.shape[1] or 1) end
+  end
+  for _, n in pairs(bytes) do largest = math.max(largest, n) end
+  return largest
+end
+
+-- Sizes of tiles worth trying, in bytes, largest first: no slot is smaller than a cut of the head. None where a stage uses weights otherwise
+-- than in products (`untiled`).
 function Ring.tile_sizes(model)
   for _, stage in ipairs(model.stages) do if stage.untiled then return {} end end
-  local largest, least = 0, 0
+  local largest, expert, least = 0, 0, 0
   for _, stage in ipairs(model.stages) do
     local blocks = stage.kind == "block" and matrices(stage) or {}
-    for _, t in ipairs(blocks) do largest = math.max(largest, stored_bytes(model, t.name)) end
+    for _, t in ipairs(blocks) do largest = math.max(largest, stored_bytes(model, t.name) / (t.stacked and t.shape[1] or 1)) end
+    expert = math.max(expert, #blocks > 0 and expert_bytes(model, stage) or 0)
     if stage.kind == "head" then least = head_cut(model, head_tensor(stage)) end
   end
-  local sizes = {}
-  for _, size in ipairs { largest, largest / 4, 8e6, 1e6 } do
+  local sizes, tried = {}, { largest, largest / 4, 8e6, 1e6, expert > 0 and expert or nil }
+  table.sort(tried, function(a, b) return a > b end)
+  for _, size in ipairs(tried) do
     size = math.max(size, least)
     if not sizes[1] or size < sizes[#sizes] then sizes[#sizes + 1] = size end
   end
@@ -131,8 +178,11 @@ local function tiled_weight(self, product)
   return { out = product.rows, into = product.width, pull = function(f, only) self:pull(only and first or product.tiles, f) end }
 end
 
--- A weight stored (in, out) as the products take it.
-local function oriented(t, weight) return t.transposed and tensors.keep(weight:transpose(1, 2)) or weight end
+-- A tensor of the ring as the products take it: a matrix (out, in).
+local function oriented(t, weight)
+  if t.stacked then weight = tensors.keep(weight:select(1, 1)) end
+  return t.transposed and tensors.keep(weight:transpose(1, 2)) or weight
+end
 
 -- Gives each stage of a model handles for its weights, which have memory only while the stage is held. Returns true, or nil, message,
 -- code.
@@ -163,7 +213,12 @@ local function bind(self)
     end
     for _, product in ipairs(self.layout.products[i] or {}) do
       for _, tile in ipairs(product.tiles) do tile.weight = oriented(product, self.stream:tensors(tile.unit)[tile.piece]) end
-      weights[product.role] = tiled_weight(self, product)
+      if product.stacked then
+        local list = weights[product.role] or {}
+        weights[product.role], list[product.expert + 1] = list, tiled_weight(self, product)
+      else
+        weights[product.role] = tiled_weight(self, product)
+      end
     end
     for _, tile in ipairs(self.layout.tiles[i] or {}) do tile.weight = self.stream:tensors(tile.unit)[tile.piece] end
     for _, layer in ipairs(stage.layers) do
@@ -195,16 +250,19 @@ local function add_uses(units, tiles)
 end
 
 -- The units that visits of stages use, in order. A visit is {at (the stage's position), times (micro-batches that pass, each by itself),
--- forward, backward (is it passed this way; both: its tape is rebuilt)}.
+-- tokens (of each; nil: many), forward, backward (is it passed this way; both: its tape is rebuilt)}. Experts that are cut out of their
+-- block and hardly used with so few tokens are left out: they are read when they are asked for.
 function Ring.uses(layout, visits)
   local units = {}
   for _, visit in ipairs(visits) do
     local products = layout.products[visit.at]
+    local seldom_used = products and seldom(products.routed, visit.tokens)
     units[#units + 1] = layout.of[visit.at]
     add_uses(units, layout.tiles[visit.at])
     for _ = 1, products and visit.times or 0 do
-      for k = 1, visit.forward and #products or 0 do add_uses(units, products[k].tiles) end
-      for k = visit.backward and #products or 0, 1, -1 do add_uses(units, products[k].tiles) end
+      local function add(k) if not (seldom_used and products[k].expert) then add_uses(units, products[k].tiles) end end
+      for k = 1, visit.forward and #products or 0 do add(k) end
+      for k = visit.backward and #products or 0, 1, -1 do add(k) end
     end
   end
   return units

@@ -70,9 +70,10 @@ end
 -- The stages in the order in which this run visits them, for the weights to be read ahead.
 function Run:announce()
   if not self.model.ring then return end
-  local visits = {}
+  local visits, tokens = {}, 0
+  for _, item in ipairs(self.items) do tokens = math.max(tokens, item.batch.tokens or math.huge) end
   local function add(i, times, forward, backward)
-    visits[#visits + 1] = { at = i, times = times, forward = forward, backward = backward }
+    visits[#visits + 1] = { at = i, times = times, tokens = tokens, forward = forward, backward = backward }
   end
   for i = self.first, self.last - 1 do
     local times = 0

@@ -91,8 +91,8 @@ function training.too_large(plans, budget)
     return ("all weights rest in memory with their gradients and moments when they are trained: at least %s, the budget is %s; "
       .. "adapters (without --full) train a model that streams from disk"):format(units.need(plans.minimum), units.bytes(budget))
   end
-  return ("this run needs at least %s, the budget is %s: try a smaller --seq-len or --rank, fewer --layers, or --memory"):format(
-    units.need(plans.minimum), units.bytes(budget))
+  return ("this run needs at least %s, the budget is %s: try a smaller %s or --rank, fewer --layers, or --memory"):format(
+    units.need(plans.minimum), units.bytes(budget), plans.unit == "images" and "--batch" or "--seq-len")
 end
 
 -- Will the run write to a scratch directory?

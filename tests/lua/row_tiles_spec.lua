@@ -1,6 +1,7 @@
 -- Weights that come in row tiles, where whole blocks do not fit: training, losses, logits and generated tokens are those of a model in
 -- memory, bit by bit; and the plan falls back to tiles where the budget asks for it.
 local batch = require "onn.batch"
+local Cache = require "onn.cache"
 local core = require "onn.core.ops"
 local data = require "onn.data"
 local generator = require "onn.generator"
@@ -30,6 +31,14 @@ local kinds = {
   phi3_bf16 = { model_type = "phi3", tie_word_embeddings = false, stored = "bf16" },
   qwen3 = { model_type = "qwen3", head_dim = 48, tie_word_embeddings = false },
   qwen2 = { model_type = "qwen2" }, -- with biases
+  mixtral = { model_type = "mixtral", num_local_experts = 6, num_experts_per_tok = 2, intermediate_size = 96, tie_word_embeddings = false },
+  mixtral_bf16 = { model_type = "mixtral", num_local_experts = 6, num_experts_per_tok = 2, intermediate_size = 96, stored = "bf16",
+    tie_word_embeddings = false },
+  sparse = { model_type = "mixtral", num_local_experts = 32, num_experts_per_tok = 2, intermediate_size = 64, tie_word_embeddings = false },
+  -- experts in one tensor: (experts, out, in), (experts, in, out)
+  granitemoe = { model_type = "granitemoe", num_local_experts = 6, num_experts_per_tok = 2, intermediate_size = 96, tie_word_embeddings = false },
+  llama4 = { model_type = "llama4_text", num_local_experts = 4, num_experts_per_tok = 1, intermediate_size = 96, intermediate_size_mlp = 96,
+    head_dim = 32, tie_word_embeddings = false },
 }
 
 -- The directory of a model of this kind, made once: its largest matrices have several tiles of 64 rows.
@@ -125,6 +134,10 @@ describe("training with row tiles is training in memory:", function()
   same("qwen2, biases, bf16", "qwen2", { dtype = "bf16", dropout = 0.1 }, few)
   same("the last layer", "llama", { layers = { [2] = true } }, few)
   same("a middle layer, dropout", "llama_bf16", { layers = { [1] = true }, dtype = "bf16", dropout = 0.1 }, few)
+  same("experts", "mixtral", {}, every)
+  same("experts, bf16, dropout", "mixtral_bf16", { dtype = "bf16", dropout = 0.1, targets = "q_proj,w1,w2" }, few)
+  same("stacked experts", "granitemoe", {}, few)
+  same("stacked experts stored (in, out)", "llama4", { dtype = "bf16" }, few)
   same("some layers of a block", "llama", { targets = "k_proj,down_proj" }, few)
 end)
 
@@ -140,7 +153,7 @@ describe("running with row tiles is running in memory:", function()
     model:close()
     return rows[1], table.concat(chosen, " ")
   end
-  for _, kind in ipairs { "llama", "llama_bf16", "phi3", "phi3_bf16", "qwen3", "qwen2" } do
+  for _, kind in ipairs { "llama", "llama_bf16", "phi3", "phi3_bf16", "qwen3", "qwen2", "mixtral", "sparse", "granitemoe", "llama4" } do
     it(kind, function()
       for _, dtype in ipairs { "f32", "bf16" } do
         local logits, ids = run(kind, { dtype = dtype })
@@ -154,6 +167,63 @@ describe("running with row tiles is running in memory:", function()
       end
     end)
   end
+end)
+
+describe("experts of which few tokens take each", function()
+  local function rest_and_expert(model)
+    local rest, expert = 0, 0
+    for _, stage in ipairs(model.stages) do
+      for _, t in ipairs(stage.kind ~= "embedding" and stage.tensors or {}) do
+        local bytes = t.vector and 0 or model.store:info(t.name).bytes
+        if not t.expert then rest = rest + bytes elseif t.expert == 0 and stage.index == 0 then expert = expert + bytes end
+      end
+    end
+    return rest, expert
+  end
+
+  -- Bytes that each of `steps` steps of one sequence reads.
+  local function read(how, steps)
+    local model = assert(Model.open(model_of "sparse", { dtype = "f32" }))
+    local rest, expert = rest_and_expert(model)
+    assert(model:load { ring = { slots = how.slots, tile = expert, prefetch = false } })
+    local cache, list = Cache.new(model, 1, 32), {}
+    for _, logits in ipairs(generator.prefill(model, cache, { { 5 } })) do logits:free() end
+    for k = 1, steps do
+      local before = model:streamed()
+      generator.step(model, cache, { 7 * k }):free()
+      list[k] = model:streamed() - before
+    end
+    cache:free()
+    model:close()
+    return list, rest, expert
+  end
+
+  it("are read when they are asked for", function()
+    local list, rest, expert = read({ slots = 2 }, 3)
+    for _, bytes in ipairs(list) do
+      assert.is_true(bytes <= rest + 3 * 2 * expert, ("%d bytes, %d and 6 of %d are used"):format(bytes, rest, expert))
+      assert.is_true(bytes > 3 * expert)
+    end
+  end)
+
+  it("stay where there are slots, and with them all that every token takes", function()
+    local list, _, expert = read({ slots = 60 }, 12)
+    for _, bytes in ipairs(list) do assert.is_true(bytes <= 3 * 2 * expert) end
+    local all = read({ slots = 1000 }, 40)
+    assert.is_true(all[40] < 3 * 2 * expert)
+  end)
+
+  it("are planned for", function()
+    local model = assert(Model.open(model_of "sparse", { dtype = "f32" }))
+    local rest, expert = rest_and_expert(model)
+    local whole = plan.generation(model, { { 1, 2, 3 } }, { max_tokens = 8 })
+    local p = plan.generation(model, { { 1, 2, 3 } }, { max_tokens = 8, budget = 0.7 * whole.peak })
+    assert.is_true(p.fits and p.tile ~= nil)
+    assert.is_true(p.bytes_per_sweep <= rest + 3 * 2 * expert)
+    local many = plan.inference(model, { tokens = 512, cache = 512, budget = 0.7 * whole.peak })
+    assert.is_true(many.bytes_per_sweep > 20 * expert)
+    model:close()
+  end)
 end)
 
 describe("the plan", function()
@@ -192,7 +262,7 @@ describe("the plan", function()
 
   for _, case in ipairs { { "llama", "f32" }, { "llama_bf16", "bf16" }, { "llama", "bf16" }, { "phi3_bf16", "bf16" }, { "qwen3", "f32" },
     { "llama_bf16", "bf16", { dropout = 0.1, micro_batch = 4 } }, { "llama", "f32", { recompute = "on" } },
-    { "llama_bf16", "bf16", { layers = { [2] = true } } } } do
+    { "llama_bf16", "bf16", { layers = { [2] = true } } }, { "mixtral", "f32" }, { "llama4", "bf16" } } do
     local kind, dtype, more = case[1], case[2], case[3] or {}
     it(("bounds the peak with tiles: %s, %s, %s"):format(kind, dtype, next(more) or "all layers"), function()
       tensors.set_threads(2)

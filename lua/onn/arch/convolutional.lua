@@ -1,5 +1,6 @@
--- Convolutional nets that classify images. A family (arch/families, net = "convolutional") builds its stages with onn.arch.image_stages;
--- onn.arch.image_layers runs their nodes. The first carry holds x f32 (n, c, h, w), later ones hidden; the last stage's logits are (n, classes).
+-- Nets that classify images, made of convolutions or of rows of patches. A family (arch/families, net = "convolutional") builds its stages
+-- with onn.arch.image_stages; onn.arch.image_layers runs their nodes. The first carry holds x f32 (n, c, h, w), later ones hidden; the last
+-- stage's logits are (n, classes).
 local copied = require "onn.arch.copied"
 local builder = require "onn.arch.image_stages"
 local core = require "onn.core.ops"
@@ -8,7 +9,7 @@ local ops = require "onn.ops"
 local tensors = require "onn.core.tensor"
 local values = require "onn.arch.config"
 
-local convolutional = { data = "images", dtype = "f32" }
+local convolutional = { data = "images", dtype = "f32", continues = false }
 
 local SIZE = values.integer(1, 2 ^ 20)
 
@@ -56,11 +57,15 @@ function convolutional.describe(config, family, store)
     end
   end
   local last = b.stages[#b.stages].layers
-  return { layers = b.blocks, width = last[#last].into, classes = b.channels, channels = channels, image_size = config.image_size,
+  return { layers = b.blocks, width = last[#last].into, classes = b.channels, channels = channels,
+    image_size = config.image_size or family.image_size and family.image_size(config),
     built = b.stages, family = family.name }
 end
 
 function convolutional.stages(sizes) return sizes.built end
+
+-- What other uses of the same body read.
+function convolutional.ignorable(name) return name:find "%.embeddings%.mask_token$" or name:find "^%a%w+%.pooler%.dense%." end
 
 -- Convolutions keep the size of what they give back (arXiv 1502.01852), products that of their input; norms are 1 and 0, statistics new.
 function convolutional.first_value(_, t, seed)
@@ -87,11 +92,19 @@ end
 -- batch: {x f32 (n, c, h, w), starts: each image by itself, for sums that do not depend on how a batch is cut (nil: in tiles of rows)}
 function convolutional.start(_, batch) return { x = batch.x, starts = batch.starts } end
 
+-- What a batch of `rows` images of model.pictures, {height, width}, looks like to a dry run.
+function convolutional.example(model, rows)
+  local starts = {}
+  for i = 0, rows do starts[i + 1] = i end
+  return { x = tensors.new("f32", { rows, model.sizes.channels, unpack(model.pictures) }), labels = tensors.new("i32", { rows }),
+    rows = tensors.new("i64", { rows }), starts = tensors.from_table(starts, "i32"), tokens = rows, supervised = rows }
+end
+
 -- With ctx.labels the last stage gives carry.nll (n), else carry.logits (n, classes).
-function convolutional.forward(sizes, stage, carry, ctx)
+function convolutional.forward(_, stage, carry, ctx)
   local out = copied(carry)
   local y = layers.run(stage.nodes, carry.hidden or carry.x, stage, ctx)
-  if stage ~= sizes.built[#sizes.built] then
+  if stage.kind ~= "classifier" then
     out.hidden = y
   elseif ctx.labels then
     out.nll = ops.class_loss(y, ctx.labels, ctx.loss_scale)

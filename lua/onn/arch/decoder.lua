@@ -40,20 +40,27 @@ local function collector(stage, prefix, transposed)
   function add.matrix(role, name, shape, more) return put(role, name, shape, more) end
   function add.linear(role, name, out, into, bias)
     stage.layers[#stage.layers + 1] = { role = role, name = prefix .. name, out = out, into = into }
-    put(role, name .. ".weight", transposed and { into, out } or { out, into }, { transposed = transposed })
+    local t = put(role, name .. ".weight", transposed and { into, out } or { out, into }, { transposed = transposed })
     if bias then add.vector(role .. "_bias", name .. ".bias", { out }) end
+    return t
   end
   -- The same for a product beside an embedding or a head, whose weight rests in memory.
   function add.resident(role, name, out, into)
     stage.layers[#stage.layers + 1] = { role = role, name = prefix .. name, out = out, into = into }
     put(role, name .. ".weight", { out, into }, { vector = true })
   end
-  -- The same for experts, which only adapters that name them sit on.
-  function add.experts()
-    return { vector = add.vector, buffer = add.buffer, matrix = add.matrix, linear = function(role, ...)
-      add.linear(role, ...)
-      stage.layers[#stage.layers].expert = true
+  -- The same for an expert, by its number: only adapters that name it sit on it.
+  function add.expert(e)
+    return { linear = function(role, ...)
+      local t = add.linear(role, ...)
+      t.expert, stage.layers[#stage.layers].expert = e, true
     end }
+  end
+  -- Matrices of all experts in one tensor, (experts, out, in) or with stored = "in_out" (experts, in, out). Those of one group are used
+  -- together.
+  function add.stacked(role, name, experts, out, into, group, stored)
+    local in_out = stored == "in_out"
+    put(role, name, in_out and { experts, into, out } or { experts, out, into }, { stacked = group, in_out = in_out })
   end
   return add
 end
@@ -80,7 +87,7 @@ local function block_stage(c, layer)
   local stage = new_stage(c.names.block:format(layer), "block", layer)
   local add = collector(stage, stage.name .. ".", c.transposed)
   stage.mixer, stage.feed = part(c.mixers[layer]), c.feeds[layer] and part(c.feeds[layer])
-  stage.untiled = stage.mixer.untiled or stage.feed and stage.feed.untiled
+  if c.moe then stage.routed = { experts = c.moe.experts, per_token = c.moe.per_token } end
   local function norms(from, to)
     for k = from, to do
       local role = block_norms[k]

@@ -145,7 +145,7 @@ encoder.ignorable = heads.ignorable
 
 -- Rows of the table of places. Some families leave the first ones unused and give those of the padding's id to it alone.
 local function places(c, batch)
-  if c.offset == 0 then return batch.positions end
+  if c.offset == 0 or tensors.is_dry() then return batch.positions end
   local ids, starts, list, sequence, at = batch.ids:totable(), batch.starts:totable(), {}, 1, 0
   for t = 1, #ids do
     while t > starts[sequence + 1] do sequence, at = sequence + 1, 0 end
@@ -215,19 +215,19 @@ end
 -- What is added to scores by kind of layer, f32 (heads, 2 * span - 1) by the key's place less the query's: a learned number by the
 -- bucket of that distance, or nothing within a window on both sides and minus infinity beyond it. A table's ends stand for all beyond.
 local function biases(model)
-  local c, list, any = model.sizes, {}, false
+  local c, list, any = model.sizes, relative.tables(), false
   local learned = model.stages[1].weights.relative
   if learned then
     local span, ids = c.farthest + 1, {}
     for d = 1 - span, span - 1 do ids[#ids + 1] = relative.bucket(d, c.buckets, c.farthest, true) end
     local rows = core.embedding(learned, tensors.from_table(ids, "i32"), "f32")
-    list.full, any = { table = rows:transpose(1, 2):contiguous(), zero = span - 1 }, true
+    list.full, any = { table = tensors.keep(rows:transpose(1, 2):contiguous()), zero = span - 1 }, true
   end
   for kind, window in pairs(c.windows or {}) do
     local row, rows = {}, {}
     for d = -window - 1, window + 1 do row[#row + 1] = math.abs(d) > window and -1e30 or 0 end
     for h = 1, c.heads do rows[h] = row end
-    list[kind], any = { table = tensors.from_table(rows, "f32"), zero = window + 1 }, true
+    list[kind], any = { table = tensors.keep(tensors.from_table(rows, "f32")), zero = window + 1 }, true
   end
   return any and list or nil
 end
@@ -236,7 +236,7 @@ end
 function encoder.start(model, batch)
   local c = model.sizes
   return { ids = batch.ids, positions = batch.positions, places = c.names.place and places(c, batch), starts = batch.starts,
-    angles = tables_of(model, batch), bias = biases(model),
+    angles = tables_of(model, batch), bias = relative.remembered(model, "biases", biases),
     types = c.types and (batch.types or tensors.zeros("i32", { batch.ids:size(1) })) }
 end
 

@@ -153,16 +153,25 @@ function net.batch(c, given)
   return joined
 end
 
+-- What a batch of so many rows, both sides of that length, looks like to a dry run.
+function net.example(_, rows, length)
+  local one, starts = batches.example(rows, length), {}
+  for r = 0, 2 * rows do starts[r + 1] = r * length end
+  local function of(dtype) return tensors.new(dtype, { 2 * one.tokens }) end
+  return { ids = of "i32", positions = of "i32", rows = of "i64", labels = one.labels, starts = tensors.from_table(starts, "i32"),
+    encoder_starts = one.starts, decoder_starts = one.starts, split = one.tokens, longest = length, supervised = one.tokens, tokens = 2 * one.tokens }
+end
+
 -- What is added to the scores of one side's blocks, {table, zero}, by the place of the block.
 local function biases(model, side)
-  local list, c = {}, model.sizes
+  local list, c = relative.tables(), model.sizes
   for _, stage in ipairs(model.stages) do
     local learned = stage.side == side and stage.weights.relative
     if learned then
       local ids, first, last = {}, -c.farthest, side == "encoder" and c.farthest or 0
       for d = first, last do ids[#ids + 1] = relative.bucket(d, c.buckets, c.farthest, side == "encoder") end
       local rows = core.embedding(learned, tensors.from_table(ids, "i32"), "f32")
-      list[stage.position] = { table = rows:transpose(1, 2):contiguous(), zero = c.farthest }
+      list[stage.position] = { table = tensors.keep(rows:transpose(1, 2):contiguous()), zero = c.farthest }
     end
   end
   return list
@@ -171,7 +180,8 @@ end
 -- The first carry of a batch (see batch()).
 function net.start(model, batch)
   return { ids = batch.ids, positions = batch.positions, split = batch.split, starts = batch.starts, encoder_starts = batch.encoder_starts,
-    decoder_starts = batch.decoder_starts, encoder_bias = biases(model, "encoder"), decoder_bias = biases(model, "decoder") }
+    decoder_starts = batch.decoder_starts, encoder_bias = relative.remembered(model, "encoder_bias", biases, "encoder"),
+    decoder_bias = relative.remembered(model, "decoder_bias", biases, "decoder") }
 end
 
 local function norm(c, stage, x, role)

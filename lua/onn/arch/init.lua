@@ -4,6 +4,7 @@
 --   describe(config, family, store) -> sizes and switches, or nil and a list of what is wrong; store: the tensors, or nil for a new model
 --   stages(sizes)            -> {name, kind, index, layers = {{role, name, out, into, tensor}}, tensors = {{name, shape, role, vector}}, shares}
 --                               (a layer's tensor: its weight's name, default: name .. ".weight")
+--   (a stage is `untiled` where it uses weights otherwise than in products, and `routed` {experts, per_token} where it has experts)
 --   start(model, batch)      -> the first carry
 --   forward(sizes, stage, carry, ctx) -> the next carry; the last stage gives carry.nll where ctx.labels are, else carry.logits
 --   continues, trains_on     -> optional: false where it does not continue a text; why the recipes have no rows to train it on
@@ -25,6 +26,7 @@
 local json = require "onn.core.json"
 local keys = require "onn.arch.keys"
 local lfs = require "lfs"
+local nearest = require "onn.nearest"
 local program = require "onn.core.program"
 local values = require "onn.arch.config"
 
@@ -120,7 +122,8 @@ function arch.describe(config, store)
     local known = {}
     for name in pairs(arch.families()) do known[#known + 1] = name end
     table.sort(known)
-    return nil, { ("architecture %s is not known (known: %s)"):format(values.shown(kind), table.concat(known, ", ")) }
+    local hint = nearest.hint(kind, known)
+    return nil, { ("architecture %s is not known%s"):format(values.shown(kind), hint ~= "" and hint or (" (known: %s)"):format(table.concat(known, ", "))) }
   end
   local nested = type(given.text_config) == "table" and given.text_config or {}
   for key, value in pairs(family.absent or {}) do

@@ -70,7 +70,7 @@ local suffixes = { "", "_reverse" }
 -- One layer's stage: for each direction the input's and the state's weights, which an adapter may sit on, and the projection.
 local function layer_stage(c, index)
   local prefix = c.names.layers
-  local stage = { name = ("%s.l%d"):format(prefix, index), kind = "block", index = index, layers = {}, tensors = {} }
+  local stage = { name = ("%s.l%d"):format(prefix, index), kind = "block", index = index, layers = {}, tensors = {}, untiled = true }
   local into, rows = index == 0 and c.embedding or c.width, gates[c.cell] * c.hidden
   local function matrix(role, out, width, adapted)
     local name = ("%s.weight_%s_l%d%s"):format(prefix, role:match "^[^_]+", index, role:match "_reverse$" or "")
@@ -183,7 +183,9 @@ function forward.output(c, stage, carry, ctx)
   for s = 0, count do own[s + 1] = s end
   tape.with_starts(tensors.from_table(own, "i32"), function()
     local labels
-    if ctx.labels then
+    if ctx.labels and tensors.is_dry() then
+      labels = tensors.new("i32", { count })
+    elseif ctx.labels then
       labels = {}
       local all, starts = ctx.labels:totable(), carry.starts:totable()
       for s = 1, count do labels[s] = all[starts[s] + 1] end

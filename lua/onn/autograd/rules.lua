@@ -285,7 +285,7 @@ rules.attention = {
     end
     local y, lse = core.attention(i[1], i[2], i[3], mask.starts, keys, mask.causal, mask.window or 0, mask.scale, s.keep, mask)
     keep(s, i[1], i[2], i[3], y, lse)
-    s.mask, s.bias, s.sinks = mask, mask.bias, mask.sinks
+    s.mask, s.starts, s.bias, s.sinks = mask, mask.starts, mask.bias, mask.sinks -- named, so that they are kept
     return y
   end,
   backward = function(s, dy)

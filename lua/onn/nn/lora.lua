@@ -83,7 +83,7 @@ local function read_targets(model, given)
 end
 
 -- Shapes of a layer's A and B. A convolution's A sees all of the input through the layer's window, its B a single pixel, in the layer's groups.
-local function shapes(layer, rank)
+function lora.shapes(layer, rank)
   if not layer.conv then return { rank, layer.into }, { layer.out, rank } end
   return { rank, layer.into, layer.kernel, layer.kernel }, { layer.out, rank / layer.groups, 1, 1 }
 end
@@ -104,7 +104,7 @@ function lora.create(model, opt)
     if not layer.saved and (not opt.layers or opt.layers[index]) and whole and targeted(layer.name, targets, layer.expert) then
       local one = { name = layer.name, alpha = opt.alpha, scale = scale_of(opt.alpha, opt.rank, opt.rslora),
         dropout = opt.dropout or 0, index = index }
-      local a, b = shapes(layer, opt.rank)
+      local a, b = lora.shapes(layer, opt.rank)
       local bound, A = 1 / math.sqrt(layer.into * (layer.kernel or 1) ^ 2), tensors.new("f32", a)
       one.A = tensors.keep(core.uniform(A, opt.seed or 0, layer.name .. ".lora_A", 0, -bound, bound))
       one.B = tensors.keep(tensors.zeros("f32", b))
@@ -300,7 +300,7 @@ function lora.load(model, directory)
     local key = PREFIX .. read_as
     if not failure and (store:info(key .. ".lora_A.weight") or store:info(key .. ".lora_B.weight")) then
       local one = { name = layer.name, read_as = read_as, dropout = adapter.dropout, index = item.stage.index }
-      local a, b = shapes(layer, 1)
+      local a, b = lora.shapes(layer, 1)
       one.A, failure = read(key .. ".lora_A.weight", a, 1)
       if one.A then one.B, failure = read(key .. ".lora_B.weight", b, 2) end
       if one.A and one.B then

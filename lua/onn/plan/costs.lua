@@ -27,14 +27,14 @@ end
 local function signature(model, i, known)
   local stage, parts = model.stages[i], {}
   for _, t in ipairs(stage.tensors) do
-    local dtype = t.vector and "" or model.store:info(t.name).dtype
+    local dtype = t.vector and "" or phantom.stored(model, t.name)
     parts[#parts + 1] = ("%s %s %s"):format(t.role, table.concat(t.shape, "x"), dtype)
   end
   for key, value in pairs(stage) do
     if not ({ tensors = 1, layers = 1, name = 1, index = 1, weights = 1, trained = 1 })[key] then parts[#parts + 1] = key .. text_of(value) end
   end
   for key, list in pairs(model.sizes) do
-    if stage.index and type(list) == "table" and list[stage.index] ~= nil then parts[#parts + 1] = key .. text_of(list[stage.index]) end
+    if key ~= "built" and stage.index and type(list) == "table" and list[stage.index] ~= nil then parts[#parts + 1] = key .. text_of(list[stage.index]) end
   end
   table.sort(parts)
   local text = table.concat(parts, ";")
@@ -66,6 +66,10 @@ local function about(stage, f)
 end
 
 -- What a batch of so many rows looks like to a model: its net says so, or it is one of tokens.
+local function size_of(model, rows, length)
+  return ("%dx%d%s"):format(rows, length, model.pictures and (" of %dx%d"):format(unpack(model.pictures)) or "")
+end
+
 local function example_of(model, rows, length)
   if model.net.example then return model.net.example(model, rows, length) end
   return batch.example(rows, length)
@@ -138,7 +142,7 @@ costs.pass_head = head
 --   head(n, back): bytes at the last stage with n micro-batches at once;  head_flops(back): its operations for one }.
 function costs.of(model, rows, length, opt)
   local known, result, last = memo(model), { stages = {}, carry = 0, hidden = 0 }, #model.stages
-  local size, hidden = ("%dx%d"):format(rows, length), nil
+  local size, hidden = size_of(model, rows, length), nil
   for i = 1, last - 1 do
     known.signatures[i] = known.signatures[i] or signature(model, i, known)
     local modules, named = modules_of(model, i, opt.modules)
@@ -224,14 +228,25 @@ function costs.text(model, tokens, cache, opt)
   return result
 end
 
--- Bytes of the key-value cache of `slots` sequences with room for `tokens` each.
+-- Bytes of what generation carries of `slots` sequences: keys and values with room for `tokens` each, or a net's own.
 function costs.cache(model, slots, tokens)
   return once(model, {}, ("cache %d of %d"):format(slots, tokens), function(shadow)
     local before = used()
-    local cache = Cache.new(shadow, slots, tokens)
+    local cache = (model.net.cache or Cache.new)(shadow, slots, tokens)
     local bytes = used() - before
     cache:free()
     return { bytes = bytes }
+  end).bytes
+end
+
+-- Bytes of what training carries on of `sequences` from update to update; 0 for a net that carries nothing.
+function costs.memory(model, sequences)
+  local c = model.sizes
+  if not model.net.memory or c.bidirectional or c.classes then return 0 end
+  return once(model, {}, "memory of " .. sequences, function(shadow)
+    local before = used()
+    model.net.memory(shadow, sequences)
+    return { bytes = used() - before }
   end).bytes
 end
 

@@ -1,4 +1,6 @@
 -- Bytes that rest on the device: weights, and what training keeps of each. What passes through takes more: see onn.plan.costs.
+local lora = require "onn.nn.lora"
+
 local memory = {}
 
 -- What the allocator takes for `bytes` (host/memory.c).
@@ -43,14 +45,21 @@ function memory.loading(model)
   return largest
 end
 
+-- Elements of a layer's A and B: in all, and of each.
+function memory.adapter(layer, rank)
+  local a, b = lora.shapes(layer, rank)
+  a, b = elements(a), elements(b)
+  return a + b, a, b
+end
+
 -- What rests on the device beside the weights: adapters or trained weights, their gradients, moments and copies.
--- `modules` lists the shapes of what is trained: {out, into}.
+-- `modules` lists the layers that get adapters.
 function memory.state(model, opt, modules)
   local bytes, sizes = 0, {}
   if opt.full then
     for _, stage in ipairs(model.stages) do
       for _, t in ipairs(stage.tensors) do
-        local n = elements(t.shape)
+        local n = t.state and 0 or elements(t.shape)
         local master = not t.vector and model.dtype == "bf16" and 1 or 0
         bytes, sizes[t.name] = bytes + (3 + master) * taken(n * 4), n
       end
@@ -60,8 +69,11 @@ function memory.state(model, opt, modules)
     end
     return bytes
   end
+  for _, stage in ipairs(model.stages) do -- what is trained beside adapters, whole
+    for _, t in ipairs(stage.tensors) do if t.saved then bytes = bytes + 4 * taken(elements(t.shape) * 4) end end
+  end
   for _, m in ipairs(modules) do
-    for _, size in ipairs { m.out * opt.rank, m.into * opt.rank } do
+    for _, size in ipairs { select(2, memory.adapter(m, opt.rank)) } do
       bytes = bytes + 4 * taken(size * 4) + (model.dtype == "bf16" and taken(size * 2) or 0)
     end
   end

@@ -1,16 +1,22 @@
 -- A model for dry runs (onn.dry): the sizes and stages of another, with weights that are phantoms of the right shapes and dtypes, in memory
 -- or as they pass through a ring. What it would remember is its own, and never the other's.
+local lora = require "onn.nn.lora"
 local scope = require "onn.scope"
 local tape = require "onn.autograd.tape"
 local tensors = require "onn.core.tensor"
 
 local phantom = {}
 
-local function stored(model, name) return model.store:info(name).dtype end
+-- The dtype that a tensor is stored in; of one that is made anew, f32.
+function phantom.stored(model, name)
+  local info = model.store:info(name)
+  return info and info.dtype or "F32"
+end
+local stored = phantom.stored
 
 -- The dtype in which a stage's tensor is used: see Model:load_stage; a ring passes matrices as they are stored.
 local function dtype_of(model, t, ring)
-  if t.vector then return "f32" end
+  if t.vector then return t.dtype or "f32" end
   return model.dtype == "bf16" and not ring and "bf16" or stored(model, t.name)
 end
 
@@ -34,10 +40,22 @@ local function tiles_of(whole, product, layout)
   local function pull(f, only)
     for k = 1, only and 1 or #product.tiles do
       local tile = product.tiles[k]
-      f(whole:narrow(1, tile.first + 1, layout.units[tile.unit][tile.piece].rows or product.rows), tile.first)
+      local rows = not product.stacked and layout.units[tile.unit][tile.piece].rows or product.rows
+      f(whole:narrow(1, tile.first + 1, rows), tile.first)
     end
   end
   return { out = product.rows, into = product.width, pull = pull }
+end
+
+-- A stage's weight of the role that `products` are about, as the ring gives it: row tiles, or those of each expert.
+local function passing(whole, products, layout)
+  if not products[1].stacked then return tiles_of(whole, products[1], layout) end
+  local list = {}
+  for k, product in ipairs(products) do
+    local one = whole:select(1, k)
+    list[k] = tiles_of(product.transposed and one:transpose(1, 2) or one, product, layout)
+  end
+  return list
 end
 
 local function trained(t, gradient)
@@ -50,17 +68,20 @@ end
 local function stage_of(self, i, opt)
   local model, layout = self.of, opt.layout
   local from, weights, products = model.stages[i], {}, {}
-  local stage = setmetatable({ weights = weights, layers = {}, trained = opt.full or nil }, { __index = from })
-  for _, product in ipairs(layout and layout.products[i] or {}) do products[product.role] = product end
+  local stage = setmetatable({ weights = weights, layers = {}, trained = opt.full or nil, batch_statistics = opt.full }, { __index = from })
+  for _, product in ipairs(layout and layout.products[i] or {}) do
+    products[product.role] = products[product.role] or {}
+    table.insert(products[product.role], product)
+  end
   for _, t in ipairs(from.tensors) do
     if layout and not t.vector and from.kind == "embedding" then
       weights[t.role] = rows_of(model, t)
     elseif not (layout and not t.vector and layout.tiles[i]) then -- a head's tiles come by the ring
       local w = tensors.new(dtype_of(model, t, layout), t.shape)
-      if opt.full and model.dtype ~= "bf16" then w = tensors.new("f32", t.shape) end
+      if opt.full and model.dtype ~= "bf16" and not t.dtype then w = tensors.new("f32", t.shape) end
       if t.transposed then w = w:transpose(1, 2) end
-      if opt.full then w = trained(w) end
-      weights[t.role] = products[t.role] and tiles_of(w, products[t.role], layout) or w
+      if opt.full and not t.state then w = trained(w) end
+      weights[t.role] = products[t.role] and passing(w, products[t.role], layout) or w
     end
   end
   for role, name in pairs(not layout and from.shares or {}) do
@@ -68,9 +89,13 @@ local function stage_of(self, i, opt)
     weights[role] = opt.full and trained(w) or w
   end
   for k, layer in ipairs(from.layers) do
-    local adapter = opt.modules and opt.modules[layer] and { name = layer.name, scale = 1, dropout = opt.dropout or 0,
-      a = trained(tensors.new(model.dtype, { opt.rank, layer.into })), b = trained(tensors.new(model.dtype, { layer.out, opt.rank })) }
-    stage.layers[k] = setmetatable({ weight = weights[layer.role], bias = weights[layer.role .. "_bias"], adapter = adapter or false },
+    local adapter = false
+    if opt.modules and opt.modules[layer] then
+      local a, b = lora.shapes(layer, opt.rank)
+      adapter = { name = layer.name, scale = 1, dropout = opt.dropout or 0, a = trained(tensors.new(model.dtype, a)),
+        b = trained(tensors.new(model.dtype, b)) }
+    end
+    stage.layers[k] = setmetatable({ weight = weights[layer.role], bias = weights[layer.role .. "_bias"], adapter = adapter },
       { __index = layer })
     weights[layer.role] = stage.layers[k]
   end
@@ -95,12 +120,21 @@ local function ring_of(model, layout)
   return ring
 end
 
--- The shadow of a model, in a dry run; opt as above. Its stage i has weights from shadow.use(i) on.
+-- Vectors of a stage that is not in use, made each time that they are asked for: they rest in memory.
+local function resting(stage)
+  return setmetatable({}, { __index = function(_, role)
+    for _, t in ipairs(stage.tensors) do
+      if t.vector and t.role == role then return tensors.new(t.dtype or "f32", t.shape) end
+    end
+  end })
+end
+
+-- The shadow of a model, in a dry run; opt as above. Its stage i has all its weights from shadow.use(i) on.
 function phantom.model(model, opt)
   local self = setmetatable({ of = model, stages = {} }, { __index = model })
   self.ring = opt.layout and ring_of(model, opt.layout) or false
   for i, stage in ipairs(model.stages) do
-    self.stages[i] = setmetatable({ layers = {}, trained = opt.full or false }, { __index = stage })
+    self.stages[i] = setmetatable({ layers = {}, trained = opt.full or false, weights = resting(stage) }, { __index = stage })
   end
   self.use = function(i, more) self.stages[i] = stage_of(self, i, setmetatable(more or {}, { __index = opt })) end
   return self

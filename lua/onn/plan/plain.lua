@@ -1,4 +1,4 @@
--- A plan for nets other than the decoder: all weights in memory, or through as many slots as are asked for. The estimate is a rough one:
+-- A plan for models that a Lua file defines: all weights in memory, or through as many slots as are asked for. The estimate is a rough one:
 -- what does not fit fails where it is allocated.
 local data = require "onn.data"
 local memory = require "onn.plan.memory"

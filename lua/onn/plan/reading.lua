@@ -5,11 +5,12 @@ local reading = {}
 reading.unknown_rates = { product = 5e11, pass = 1e10, copy = 1e10, disk = function() return 1e9 end, write = function() return 5e8 end }
 
 -- Visits of the stages in the order in which a step makes them; see onn.sweep and Ring.uses. how: from (position of the first stage),
--- micros, heads (visits of the last stage); of the way back, if there is one: lowest (position), kept (blocks whose tapes are kept).
+-- micros, heads (visits of the last stage), tokens (of a micro-batch; nil: many); of the way back, if there is one: lowest (position),
+-- kept (blocks whose tapes are kept).
 function reading.visits(model, how)
   local list, last = {}, #model.stages
   local function add(i, times, forward, backward)
-    list[#list + 1] = { at = i, times = times, forward = forward, backward = backward }
+    list[#list + 1] = { at = i, times = times, tokens = how.tokens, forward = forward, backward = backward }
   end
   for i = how.from, last - 1 do add(i, how.micros, true, false) end
   for _ = 1, how.heads do add(last, 1, true, false) end
@@ -48,7 +49,7 @@ function reading.reader(model, layout)
   end
   -- Row tiles: each micro-batch reads again what of the stage the slots have not kept; between visits nothing is counted as kept.
   local function visit(v, slots)
-    local units = Ring.uses(layout, { { at = v.at, times = 1, forward = v.forward, backward = v.backward } })
+    local units = Ring.uses(layout, { { at = v.at, times = 1, tokens = v.tokens, forward = v.forward, backward = v.backward } })
     local again, once = simulated(layout, units, slots, 3)
     return { again = again, first = math.max(again, once) }
   end
@@ -64,9 +65,31 @@ function reading.reader(model, layout)
     end
     return bytes
   end
+  -- Experts that are read when they are asked for: what is likely of them, less what the slots still hold; and all the rest.
+  local function asked_for(how, slots)
+    local visits, distinct, experts, likely = reading.visits(model, how), {}, {}, 0
+    local rest = Ring.uses(layout, visits)
+    for _, unit in ipairs(rest) do distinct[unit] = true end
+    local left = slots
+    for _ in pairs(distinct) do left = left - 1 end
+    for _, v in ipairs(visits) do
+      local products = layout.products[v.at] or {}
+      for _, product in ipairs(products) do
+        for _, tile in ipairs(product.expert and product.tiles or {}) do
+          if not experts[tile.unit] then experts[#experts + 1] = tile.unit end
+          experts[tile.unit] = true
+          if tile.piece == 1 then likely = likely + v.times * Ring.chance(products.routed, how.tokens) * layout.bytes[tile.unit] end
+        end
+      end
+    end
+    return simulated(layout, rest, math.max(1, slots - 1), 3) + likely * (1 - math.min(1, math.max(0, left - 1) / #experts))
+  end
   return function(how, slots)
-    local key = table.concat({ slots, how.from, how.micros, how.heads, how.lowest or "", how.kept or "" }, "/")
-    if not known[key] then known[key] = (next(layout.products) and tiled or whole)(how, slots) end
+    local key = table.concat({ slots, how.from, how.micros, how.heads, how.tokens or "", how.lowest or "", how.kept or "" }, "/")
+    if not known[key] then
+      local way = not next(layout.products) and whole or Ring.seldom(model, how.tokens) and asked_for or tiled
+      known[key] = way(how, slots)
+    end
     return known[key]
   end
 end

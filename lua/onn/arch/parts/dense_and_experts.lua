@@ -6,7 +6,7 @@ local norm = require "onn.arch.parts.norm"
 local ops = require "onn.ops"
 local tensors = require "onn.core.tensor"
 
-local both = { untiled = moe.untiled }
+local both = {}
 
 local norms = { "dense_out", "experts_in", "experts_out" }
 

@@ -6,25 +6,24 @@ local ops = require "onn.ops"
 local tape = require "onn.autograd.tape"
 local tensors = require "onn.core.tensor"
 
-local attention = { untiled = true }
+local attention = {}
 
 function attention.tensors(c, _, add)
   local n, kv = c.names, c.kv_heads * c.head_size
   add.matrix("query_router", n.query_router .. ".weight", { c.moe.experts, c.width })
-  add.matrix("queries", n.queries, { c.moe.experts, kv, c.width })
+  add.stacked("queries", n.queries, c.moe.experts, kv, c.width, "queries")
   add.linear("kv", n.kv, 2 * kv, c.width)
-  add.matrix("outputs", n.outputs, { c.moe.experts, c.width, kv })
+  add.stacked("outputs", n.outputs, c.moe.experts, c.width, kv, "outputs")
   add.vector("o_bias", n.o_bias, { c.width })
 end
 
--- Each expert's product of its rows of x, put where `to` says: f32 (rows, width).
-local function by_experts(experts, weights, x, ctx, from, to, rows, weight_of)
+-- Each of `of` experts' product of its rows of x, put where `to` says: f32 (rows, width).
+local function by_experts(of, experts, weights, x, ctx, from, to, rows, weight_of)
   local sum
-  for e = 0, weights:size(1) - 1 do
+  for e = 0, of - 1 do
     local own = experts[e]
     if own then
-      local matrix = ops.select(weights, 1, e + 1)
-      local layer = { weight = matrix, out = matrix:size(1), into = matrix:size(2) }
+      local layer = moe.layer(weights, nil, e)
       local function run()
         local y = linear(layer, ops.gather_rows(x, tensors.from_table(own[from], "i32")), ctx, "f32")
         if weight_of then y = ops.mul(y, weight_of(own)) end
@@ -45,7 +44,7 @@ function attention.forward(c, stage, x, carry, ctx)
   local w, tokens, kv, size, each = stage.weights, x:size(1), c.kv_heads, c.head_size, c.moe.per_token
   local values, rows = moe.route(c, { router = w.query_router }, x)
   local experts = moe.gathered(c.moe, rows, tape.recording() and carry.starts)
-  local q = by_experts(experts, w.queries, x, ctx, "tokens", "places", tokens * each)
+  local q = by_experts(c.moe.experts, experts, w.queries, x, ctx, "tokens", "places", tokens * each)
   q = ops.view(swapped(q, tokens, each, kv, size), { tokens, kv * each, size })
   local k, v = ops.split(linear(w.kv, x, ctx, "f32"), { kv * size, kv * size })
   k = ops.view(ops.contiguous(k), { tokens, kv, size })
@@ -56,7 +55,7 @@ function attention.forward(c, stage, x, carry, ctx)
   local y = ctx.cache and ctx.cache:attend(stage.index, q, k, v, mask) or ops.attention(q, k, v, mask)
   y = ops.view(swapped(y, tokens, kv, each, size), { tokens * each, kv * size })
   local flat = ops.view(values, { tokens * each, 1 })
-  y = by_experts(experts, w.outputs, y, ctx, "places", "tokens", tokens, function(own)
+  y = by_experts(c.moe.experts, experts, w.outputs, y, ctx, "places", "tokens", tokens, function(own)
     return ops.gather_rows(flat, tensors.from_table(own.places, "i32"))
   end)
   return ops.add(y, ops.view(w.o_bias, { 1, c.width }))

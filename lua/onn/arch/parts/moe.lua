@@ -12,7 +12,7 @@ local ops = require "onn.ops"
 local tape = require "onn.autograd.tape"
 local tensors = require "onn.core.tensor"
 
-local moe = { untiled = true }
+local moe = {}
 
 local function named(c, expert)
   local n, prefix = c.names, c.names.expert:format(expert)
@@ -26,13 +26,13 @@ function moe.tensors(c, _, add)
   if m.correction then add.buffer("correction", n.correction, m.correction_shape or { m.experts }) end
   if m.stacked then
     local function put(role, name, out, into)
-      add.matrix(role, name, m.stored == "in_out" and { m.experts, into, out } or { m.experts, out, into })
+      add.stacked(role, name, m.experts, out, into, "experts", m.stored)
       if m.expert_bias then add.vector(role .. "_bias", name .. "_bias", { m.experts, out }) end
     end
     put("experts_gate_up", n.experts_gate_up, (c.gated and 2 or 1) * m.inner, c.width)
     put("experts_down", n.experts_down, c.width, m.inner)
   else
-    for e = 0, m.experts - 1 do mlp.add(c, add.experts(), named(c, e), m.inner, ("expert%d_"):format(e)) end
+    for e = 0, m.experts - 1 do mlp.add(c, add.expert(e), named(c, e), m.inner, ("expert%d_"):format(e)) end
   end
   if (m.shared or 0) > 0 then
     mlp.add(c, add, { gate = n.shared_gate, up = n.shared_up, down = n.shared_down, gate_up = n.shared_gate_up }, m.shared, "shared_")
@@ -140,14 +140,20 @@ function moe.gathered(m, rows, starts)
   return experts
 end
 
--- One expert of stacked weights as layers.
-local function layers_of(c, w, e)
-  local m = c.moe
-  local function one(role)
-    local weight, bias = ops.select(w[role], 1, e + 1), w[role .. "_bias"]
-    if m.stored == "in_out" then weight = ops.transpose(weight, 1, 2) end
-    return { weight = weight, bias = bias and ops.select(bias, 1, e + 1), out = weight:size(1), into = weight:size(2) }
+-- Expert e of stacked weights as a layer; where they come by a ring, a list of matrices stands for them.
+function moe.layer(weights, bias, e, stored)
+  bias = bias and ops.select(bias, 1, e + 1)
+  if type(weights) == "table" then
+    local weight = weights[e + 1]
+    return { weight = weight, bias = bias, out = weight.out, into = weight.into }
   end
+  local weight = ops.select(weights, 1, e + 1)
+  if stored == "in_out" then weight = ops.transpose(weight, 1, 2) end
+  return { weight = weight, bias = bias, out = weight:size(1), into = weight:size(2) }
+end
+
+local function layers_of(c, w, e)
+  local function one(role) return moe.layer(w[role], w[role .. "_bias"], e, c.moe.stored) end
   return { [c.gated and "gate_up" or "up"] = one "experts_gate_up", down = one "experts_down" }
 end
 
