@@ -74,6 +74,8 @@ NETS = {
     "convnext_tiny": lambda: tv.convnext_tiny(**quiet),
     "vit_b_16": lambda: tv.VisionTransformer(64, 16, 12, 12, 48, 96, num_classes=CLASSES),
     "hf_vit": lambda: transformers_vit("ViT", intermediate_size=48),
+    "hf_vit_state": lambda: transformers_vit("ViT", intermediate_size=48),
+    "hf_dinov2_state": lambda: transformers_vit("Dinov2", mlp_ratio=2),
     "hf_vit_bare": lambda: transformers_vit("ViT", intermediate_size=48, qkv_bias=False, hidden_act="gelu_new"),
     "hf_deit": lambda: transformers_vit("DeiT", intermediate_size=48),
     "hf_dinov2": lambda: transformers_vit("Dinov2", mlp_ratio=2),
@@ -148,7 +150,11 @@ def make(name, out, draw=0):
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config.to_dict() if hasattr(model, "config") else {"architecture": name, "num_classes": CLASSES}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    if hasattr(model, "config") and "state" not in name:                     # checkpoints have other names than modules
+        model.load_state_dict(state)
+        model.save_pretrained(folder)
+    else:
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
     save_file({"x": x, "labels": labels, **{k: v.detach().contiguous().clone() for k, v in single.items()}}, folder / "golden.safetensors")
     print(f"{name:20s} logits {off['logits']:.1e}  train {off['logits.train']:.1e}  gradients {worst:.1e}", flush=True)
 

@@ -93,7 +93,8 @@ function Builder:conv(name, out, kernel, opt)
   self.channels = out
 end
 
--- A product of rows (n, in). opt: weight and bias (tensors' names: name.weight, name.bias), deviation (of a new weight).
+-- A product of rows (n, in). opt: weight and bias (tensors' names: name.weight, name.bias), deviation (of a new weight), plain (a new one
+-- has no bias).
 function Builder:linear(name, out, opt)
   opt = opt or {}
   local weight, bias = opt.weight or name .. ".weight", opt.bias or name .. ".bias"
@@ -107,7 +108,7 @@ function Builder:linear(name, out, opt)
   add(self, { kind = "linear", name = name, out = out })
   table.insert(self.stage.layers, { role = name, name = name, out = out, into = into, tensor = opt.weight })
   table.insert(self.stage.tensors, { name = weight, role = name, shape = { out, into }, deviation = opt.deviation or 1 / math.sqrt(3 * into) })
-  if self:has(bias, true) then tensor(self, bias, name .. "_bias", { out }, { fill = 0 }) end
+  if self:has(bias, not opt.plain) then tensor(self, bias, name .. "_bias", { out }, { fill = 0 }) end
   self.channels = out
 end
 
@@ -162,15 +163,16 @@ function Builder:tokens(learned, places, pixels)
   tensor(self, places, places, { 1, count, self.channels }, { deviation = 0.02 })
 end
 
--- opt: q, k, v (names of products) or all = function() that adds the one product of the three, out (name).
+-- opt: q, k, v (names of products; bias: do new ones have one?) or all = function() that adds the one product of the three, out (name).
 function Builder:attention(heads, opt)
   local width = self.channels
-  local function product(name)
+  local function product(name, plain)
     self.channels = width
-    return name and inside(self, function() self:linear(name, width, { deviation = 0.02 }) end)
+    return name and inside(self, function() self:linear(name, width, { deviation = 0.02, plain = plain }) end)
   end
+  local plain = opt.bias == false
   if width % heads ~= 0 then self:fault("%d channels do not part into %d heads", width, heads) end
-  add(self, { kind = "attention", heads = heads, q = product(opt.q), k = product(opt.k), v = product(opt.v),
+  add(self, { kind = "attention", heads = heads, q = product(opt.q, plain), k = product(opt.k, plain), v = product(opt.v, plain),
     all = opt.all and inside(self, opt.all), out = product(opt.out) })
 end
 

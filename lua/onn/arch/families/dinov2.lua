@@ -19,13 +19,13 @@ return {
       b:conv(body .. "patch_embeddings.projection", width, patch, { stride = patch, padding = 0, bias = true })
       b:tokens({ body .. "cls_token" }, body .. "position_embeddings", math.floor(image / patch) ^ 2)
     end, "stem")
+    local names = b:has(kind .. ".encoder.layer.0.attention.q_proj.weight") and vit.other_parts or vit.parts
     for i = 0, config.num_hidden_layers - 1 do
       local name = ("%s.encoder.layer.%d."):format(kind, i)
       b:block(name:sub(1, -2), function()
         b:residual(function()
           b:layer_norm(name .. "norm1", eps)
-          b:attention(config.num_attention_heads, { q = name .. "attention.attention.query", k = name .. "attention.attention.key",
-            v = name .. "attention.attention.value", out = name .. "attention.output.dense" })
+          vit.attention(b, config, name, names)
           b:scale(name .. "layer_scale1.lambda1", true)
         end)
         b:residual(function()
