@@ -9,7 +9,8 @@
 
 enum {
     SMALL = 256 << 10, /* below, malloc serves */
-    SLACK = 16         /* resident bytes may exceed the highest use by a 16th: holes between blocks */
+    SLACK = 16,        /* resident bytes may exceed the highest use by a 16th: holes between blocks; */
+    LEAST_SLACK = 32 << 20 /* of small nets by so many, within the budget: an LSTM's update met 1250 page faults otherwise */
 };
 
 struct Memory {
@@ -37,7 +38,7 @@ static size_t round_size(size_t bytes) {
 
 /* Lets as much of what is free stay resident as `used` bytes in use allow. */
 static void cool(Memory *pool) {
-    size_t high = pool->high > pool->used ? pool->high : pool->used, bound = high + high / SLACK;
+    size_t high = pool->high > pool->used ? pool->high : pool->used, bound = high + (high / SLACK > LEAST_SLACK ? high / SLACK : LEAST_SLACK);
     if (bound > pool->budget)
         bound = pool->budget > pool->used ? pool->budget : pool->used;
     arena_cool(&pool->arena, bound - pool->used);

@@ -19,7 +19,8 @@ end
 local needed = { "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size" }
 
 return {
-  name = "vit", net = "convolutional", model_types = { "vit", "deit" }, activations = activations, attention = attention, parts = parts, other_parts = other_parts,
+  name = "vit", net = "convolutional", model_types = { "vit", "deit" }, activations = activations,
+  attention = attention, parts = parts, other_parts = other_parts,
   only = { encoder_stride = true, pooler_output_size = true, pooler_act = true }, -- of other heads
   image_size = function(config) return config.image_size or 224 end,
   check = function(config, wrong)
