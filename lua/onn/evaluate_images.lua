@@ -10,7 +10,7 @@ return function(model, opt, machine)
   for _, note in ipairs(images.notes(set)) do cli.note("data      %s", note) end
   local batch = math.min(opt.batch, set.samples)
   local needs = plan.inference(model, { budget = machine.budget, batch = batch, slots = opt.slots, chunk = opt.chunk, prefetch = opt.prefetch },
-    set.height, set.width)
+    set.height, set.width, set)
   if opt.dry_run then return cli.json { model = opt.model, samples = set.samples, plan = needs } end
   if not needs.fits then
     cli.fail(("this run needs at least %s, the budget is %s: try a smaller --batch, or --memory"):format(units.need(needs.minimum),

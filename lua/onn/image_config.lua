@@ -12,5 +12,6 @@ return function(config, data, opt)
   if set.classes and not config.labels then config.labels = set.classes end
   config.image_size = config.image_size or set.height == set.width and set.height or nil
   config.image_mean, config.image_std = set.mean, set.deviation
+  if set.x then set.x:free() end
   return true
 end

@@ -6,6 +6,7 @@ local hash = require "onn.core.hash"
 local picture = require "onn.core.picture"
 local signals = require "onn.core.signals"
 local system = require "onn.core.system"
+local scope = require "onn.scope"
 local tensors = require "onn.core.tensor"
 
 local images = {}
@@ -83,7 +84,7 @@ function images.open(path, model, opt)
     if not size then return nil, message, code end
     set.height, set.width = size, size
   else
-    local x, labels, wrong = arrays.read(path)
+    local x, labels, wrong = scope(arrays.read, path)
     if not x then return nil, labels, wrong end
     set.x, set.labels, set.height, set.width = x, labels, x:size(3), x:size(4)
     if x:size(2) ~= sizes.channels and x:size(2) ~= 1 then
@@ -140,7 +141,7 @@ end
 
 -- {x f32 (n, c, h, w), labels i32 (n), starts i32 (n + 1): each image by itself, rows i64 (n): the samples' numbers, tokens, supervised} of some
 -- samples.
-function images.batch(set, numbers)
+local function make_batch(set, numbers)
   local x = tensors.new("f32", { #numbers, set.channels, set.height, set.width })
   local labels, rows, starts = {}, {}, { 0 }
   for k, i in ipairs(numbers) do
@@ -156,6 +157,13 @@ function images.batch(set, numbers)
   if set.x and set.x:dtype() == "u8" then x = normalised(set, x) end
   return { x = tensors.keep(x), labels = tensors.keep(tensors.from_table(labels, "i32")), rows = tensors.keep(tensors.from_table(rows, "i64")),
     starts = tensors.keep(tensors.from_table(starts, "i32")), tokens = #numbers, supervised = #numbers }
+end
+
+function images.batch(set, numbers) return scope(make_batch, set, numbers) end
+
+-- Bytes that a set keeps in memory, and that making batches of `count` images takes for a while.
+function images.bytes(set, count)
+  return (set.x and set.x:bytes() or 0) + 4 * count * set.channels * set.height * set.width * 4
 end
 
 -- As onn.data's batches.

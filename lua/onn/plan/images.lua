@@ -1,5 +1,6 @@
 -- Plans for nets of images: onn.plan's, where an image is a row of one token. A batch goes through as a whole where it can: parts of it only
 -- save memory.
+local data = require "onn.data.images"
 local plan = require "onn.plan"
 
 local images = {}
@@ -15,21 +16,33 @@ local function halved(most, make)
   return p
 end
 
+-- A plan made within what `held` bytes of data leave of the budget.
+local function beside(held, budget, make)
+  local p = make((budget or math.huge) - held)
+  p.working, p.peak, p.minimum = p.working + held, p.peak + held, p.minimum + held
+  return p
+end
+
 -- As onn.plan's training. opt: its, with batch; set: of onn.data.images. A batch norm that is trained takes the statistics of the whole batch.
 function images.training(model, opt, set, rates)
   model.pictures = { set.height, set.width }
   local batch = math.min(opt.batch, set.samples)
-  local p = halved(opt.full and 1 or opt.micro_batch or batch, function(micro)
-    return plan.training(model, setmetatable({ seq_len = 1, batch = batch, micro_batch = opt.full and batch or micro, rates = rates }, { __index = opt }))
+  local p = beside(set.x and data.bytes(set, batch) or 0, opt.budget, function(budget)
+    return halved(opt.full and 1 or opt.micro_batch or batch, function(micro)
+      return plan.training(model, setmetatable({ seq_len = 1, batch = batch, micro_batch = opt.full and batch or micro, rates = rates, budget = budget },
+        { __index = opt }))
+    end)
   end)
   p.unit = "images"
   return p
 end
 
--- As onn.plan's inference, for opt.batch images of height x width.
-function images.inference(model, opt, height, width)
+-- As onn.plan's inference, for opt.batch images of height x width; set: of onn.data.images that they come from, or nil.
+function images.inference(model, opt, height, width, set)
   model.pictures = { height, width }
-  return plan.inference(model, setmetatable({ tokens = opt.batch, seq_len = 1, rows = opt.batch }, { __index = opt }))
+  return beside(set and data.bytes(set, opt.batch) or 0, opt.budget, function(budget)
+    return plan.inference(model, setmetatable({ tokens = opt.batch, seq_len = 1, rows = opt.batch, budget = budget }, { __index = opt }))
+  end)
 end
 
 return images
