@@ -178,10 +178,12 @@ local function tiled_weight(self, product)
   return { out = product.rows, into = product.width, pull = function(f, only) self:pull(only and first or product.tiles, f) end }
 end
 
--- A tensor of the ring as the products take it: a matrix (out, in).
-local function oriented(t, weight)
-  if t.stacked then weight = tensors.keep(weight:select(1, 1)) end
-  return t.transposed and tensors.keep(weight:transpose(1, 2)) or weight
+-- A tensor of the ring as the products take it.
+local function oriented(t, weight) return t.transposed and tensors.keep(weight:transpose(1, 2)) or weight end
+
+-- A product's tile as a matrix; one of stacked experts is (1, out, in).
+local function matrix_of(product, piece)
+  return oriented(product, product.stacked and tensors.keep(piece:select(1, 1)) or piece)
 end
 
 -- Gives each stage of a model handles for its weights, which have memory only while the stage is held. Returns true, or nil, message,
@@ -212,7 +214,7 @@ local function bind(self)
       for _, t in ipairs(matrices(stage)) do weights[t.role], unit.next = oriented(t, unit.list[unit.next]), unit.next + 1 end
     end
     for _, product in ipairs(self.layout.products[i] or {}) do
-      for _, tile in ipairs(product.tiles) do tile.weight = oriented(product, self.stream:tensors(tile.unit)[tile.piece]) end
+      for _, tile in ipairs(product.tiles) do tile.weight = matrix_of(product, self.stream:tensors(tile.unit)[tile.piece]) end
       if product.stacked then
         local list = weights[product.role] or {}
         weights[product.role], list[product.expert + 1] = list, tiled_weight(self, product)
