@@ -115,7 +115,7 @@ C_TESTS := $(patsubst tests/%.c,$(BUILD)/asan/tests/%,$(wildcard tests/*_test.c 
 
 test: all deps-test sanitize
 	@$(BUILD)/onn tests/run.lua --jobs $(JOBS) --timeout $(TIMEOUT) \
-	    $(if $(SPECS),,$(foreach l,$(LINTS),--check '$(l)=$(MAKE) -s $(l) BUILD=$(BUILD)') \
+	    $(if $(SPECS),,$(foreach l,$(filter-out lint-c,$(LINTS)),--check '$(l)=$(MAKE) -s $(l) BUILD=$(BUILD)') \
 	    $(foreach t,$(C_TESTS),--check '$(t:$(BUILD)/asan/%=%)=$(SANITIZER_OPTIONS) $(t)') \
 	    --check 'host specs under sanitizers=$(SANITIZER_OPTIONS) $(BUILD)/asan/onn tests/run.lua tests/host') $(SPECS)
 
@@ -132,11 +132,12 @@ lint-cppcheck: | deps-test
 	    -D_GNU_SOURCE -D__x86_64__ -DISA=avx2 --library=posix -Ikernels -Ihost \
 	    -j $$(nproc) kernels host
 
-# The whole program and the C tests (tests/**/*_test.c, one program each) under ASan and UBSan, in $(BUILD)/asan.
+# The whole program and the C tests (tests/**/*_test.c, one program each) under ASan and UBSan, in $(BUILD)/asan; warnings are errors, so
+# that `test` needs no lint-c.
 SANITIZER_OPTIONS := ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 OMP_NUM_THREADS=2
 sanitize: | deps
 	$(MAKE) --no-print-directory BUILD=$(BUILD)/asan SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' \
-	    CFLAGS='-O1 -g' KERNEL_CFLAGS='-O1 -g' $(BUILD)/asan/onn $(C_TESTS)
+	    WARNINGS='-Wall -Wextra -Werror' CFLAGS='-O1 -g' KERNEL_CFLAGS='-O1 -g' $(BUILD)/asan/onn $(C_TESTS)
 
 $(BUILD)/tests/%_test: tests/%_test.c $(filter-out $(BUILD)/host/main.o,$(OBJECTS)) | deps
 	@mkdir -p $(@D)
