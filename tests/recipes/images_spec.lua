@@ -80,6 +80,19 @@ describe("image nets", function()
     assert.is_nil(written:info "grad.bn1.running_mean")
   end)
 
+  it("may be made of patches, whose number is fixed", function()
+    local vit, larger = folder .. "/vit", folder .. "/larger.safetensors"
+    check { "pretrain", '{"model_type":"vit","hidden_size":16,"num_hidden_layers":2,"num_attention_heads":2,"intermediate_size":32,"patch_size":4,'
+      .. '"image_size":16}', shapes, "--out", vit, "--batch", "50", "--epochs", "2", "--lr", "0.003", "--quiet" }
+    check { "train", vit, shapes, "--out", folder .. "/vit-adapter", "--steps", "2", "--rank", "2", "--quiet" }
+    assert.matches("accuracy", (check { "evaluate", vit, shapes, "--adapter", folder .. "/vit-adapter", "--slots", "2" }))
+    check { program.home .. "/recipes/demo/shapes.lua", larger, "--count", "4", "--size", "24" }
+    local status, _, err = run { "evaluate", vit, larger }
+    assert.equal(1, status)
+    assert.matches("is for 16 patches, the images have 36", err)
+    assert.is_nil(err:find "traceback")
+  end)
+
   it("say in one line what does not fit", function()
     local function refused(pattern, words)
       local status, _, err = run(words)

@@ -161,9 +161,10 @@ end
 
 function images.batch(set, numbers) return scope(make_batch, set, numbers) end
 
--- Bytes that a set keeps in memory, and that making batches of `count` images takes for a while.
+-- Bytes that a set keeps in memory, and that making batches of `count` images of them takes for a while; 0 where pictures are read as they
+-- are wanted.
 function images.bytes(set, count)
-  return (set.x and set.x:bytes() or 0) + 4 * count * set.channels * set.height * set.width * 4
+  return set.x and set.x:bytes() + 4 * count * set.channels * set.height * set.width * 4 or 0
 end
 
 -- As onn.data's batches.

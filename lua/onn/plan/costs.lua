@@ -65,11 +65,12 @@ local function about(stage, f)
   return result
 end
 
--- What a batch of so many rows looks like to a model: its net says so, or it is one of tokens.
+-- The size of such a batch as text, that of its images included.
 local function size_of(model, rows, length)
   return ("%dx%d%s"):format(rows, length, model.pictures and (" of %dx%d"):format(unpack(model.pictures)) or "")
 end
 
+-- What a batch of so many rows looks like to a model: its net says so, or it is one of tokens.
 local function example_of(model, rows, length)
   if model.net.example then return model.net.example(model, rows, length) end
   return batch.example(rows, length)

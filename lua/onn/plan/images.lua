@@ -5,6 +5,18 @@ local plan = require "onn.plan"
 
 local images = {}
 
+-- make() for images of that size; what no plan can be made for raises one line.
+local function sized(model, height, width, make)
+  model.pictures = { height, width }
+  local ok, result = pcall(make)
+  if ok then return result end
+  local line = tostring(result):match "^[^\n]*"
+  if line:find "does not fit an image" then
+    line = ("images of %d x %d are too small for this model: nothing is left before '%s'"):format(height, width, line:match "^[^:]+")
+  end
+  error(line, 0)
+end
+
 -- The best plan of make(images that go through together), which are halved while nothing fits.
 local function halved(most, make)
   local micro = most
@@ -25,23 +37,26 @@ end
 
 -- As onn.plan's training. opt: its, with batch; set: of onn.data.images. A batch norm that is trained takes the statistics of the whole batch.
 function images.training(model, opt, set, rates)
-  model.pictures = { set.height, set.width }
   local batch = math.min(opt.batch, set.samples)
-  local p = beside(set.x and data.bytes(set, batch) or 0, opt.budget, function(budget)
-    return halved(opt.full and 1 or opt.micro_batch or batch, function(micro)
-      return plan.training(model, setmetatable({ seq_len = 1, batch = batch, micro_batch = opt.full and batch or micro, rates = rates, budget = budget },
-        { __index = opt }))
+  local function with(budget, micro)
+    return plan.training(model, setmetatable({ seq_len = 1, batch = batch, micro_batch = micro, rates = rates, budget = budget }, { __index = opt }))
+  end
+  return sized(model, set.height, set.width, function()
+    local p = beside(data.bytes(set, batch), opt.budget, function(budget)
+      if opt.full then return with(budget, batch) end
+      return halved(opt.micro_batch or batch, function(micro) return with(budget, micro) end)
     end)
+    p.unit = "images"
+    return p
   end)
-  p.unit = "images"
-  return p
 end
 
 -- As onn.plan's inference, for opt.batch images of height x width; set: of onn.data.images that they come from, or nil.
 function images.inference(model, opt, height, width, set)
-  model.pictures = { height, width }
-  return beside(set and data.bytes(set, opt.batch) or 0, opt.budget, function(budget)
-    return plan.inference(model, setmetatable({ tokens = opt.batch, seq_len = 1, rows = opt.batch, budget = budget }, { __index = opt }))
+  return sized(model, height, width, function()
+    return beside(set and data.bytes(set, opt.batch) or 0, opt.budget, function(budget)
+      return plan.inference(model, setmetatable({ tokens = opt.batch, seq_len = 1, rows = opt.batch, budget = budget }, { __index = opt }))
+    end)
   end)
 end
 
