@@ -142,7 +142,8 @@ end
 -- {x f32 (n, c, h, w), labels i32 (n), starts i32 (n + 1): each image by itself, rows i64 (n): the samples' numbers, tokens, supervised} of some
 -- samples.
 local function make_batch(set, numbers)
-  local x = tensors.new("f32", { #numbers, set.channels, set.height, set.width })
+  local own = set.x and set.x:size(2) or set.channels -- one channel of an array serves all of the net's
+  local x = tensors.new(set.x and set.x:dtype() or "f32", { #numbers, own, set.height, set.width })
   local labels, rows, starts = {}, {}, { 0 }
   for k, i in ipairs(numbers) do
     labels[k], rows[k], starts[k + 1] = set.labels[i], i - 1, k
@@ -150,10 +151,11 @@ local function make_batch(set, numbers)
       local ok, message = picture.read(set.files[i], x:select(1, k), set.mean, set.deviation)
       if not ok then error(message, 0) end
     else
-      local one = set.x:select(1, i):to "f32"
-      x:select(1, k):copy(one:size(1) == set.channels and one or one:expand { set.channels, set.height, set.width })
+      x:select(1, k):copy(set.x:select(1, i))
     end
   end
+  x = x:to "f32"
+  if own ~= set.channels then x = x:expand { #numbers, set.channels, set.height, set.width }:contiguous() end
   if set.x and set.x:dtype() == "u8" then x = normalised(set, x) end
   return { x = tensors.keep(x), labels = tensors.keep(tensors.from_table(labels, "i32")), rows = tensors.keep(tensors.from_table(rows, "i64")),
     starts = tensors.keep(tensors.from_table(starts, "i32")), tokens = #numbers, supervised = #numbers }
