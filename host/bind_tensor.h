@@ -49,7 +49,8 @@ int check_shape(lua_State *L, int arg, int64_t shape[MAX_DIMS]);
 const Backend *backend(void);
 Memory *tensors_pool(void);
 
-/* tensors_dry() : with `on`, new tensors and scratch are counted in memory_dry() and backend() computes nothing; else as ever. */
+/* tensors_dry() : with `on`, new tensors and scratch are counted in memory_dry() and backend() computes nothing; else as ever. Phantoms that
+ * an earlier dry run left are freed. */
 void tensors_dry(lua_State *L, int on);
 
 #endif

@@ -36,6 +36,13 @@ function support.scratch_remove()
   folders = {}
 end
 
+-- merged(a, b, ...) -> a table with the keys of all, later ones over earlier.
+function support.merged(...)
+  local whole = {}
+  for _, part in ipairs { ... } do for k, v in pairs(part) do whole[k] = v end end
+  return whole
+end
+
 -- shell(command, input) -> exit status, stdout, stderr
 function support.shell(command, input)
   local base = os.tmpname()

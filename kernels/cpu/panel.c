@@ -103,7 +103,7 @@ INLINE void pack_squares(uint32_t *to, const int width, const uint16_t *data, in
 #endif
 
 #ifdef __AVX512BF16__
-/* The same of lines that lie side by side, a step to a vector: two rows of the depth interleaved. */
+/* Sixteen steps of lines that lie side by side, a step to a vector: two rows of the depth interleaved. `left` elements remain of it. */
 static inline void group_along(__m512i r[16], const uint16_t *data, int64_t inner, int64_t lines, int64_t left) {
     __mmask16 mask = (__mmask16)first_halves(lines);
     for (int s = 0; s < 16; s++, data += 2 * inner) {

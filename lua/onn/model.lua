@@ -256,8 +256,8 @@ end
 function Model:forward_all(items)
   local last = #self.stages
   if self.ring then
-    local visits = {}
-    for i = 1, last do visits[i] = { at = i, times = #items, tokens = most_tokens(items), forward = true } end
+    local visits, tokens = {}, most_tokens(items)
+    for i = 1, last do visits[i] = { at = i, times = #items, tokens = tokens, forward = true } end
     self.ring:schedule(visits)
   end
   local function around(item, step)

@@ -14,6 +14,8 @@ local system = require "onn.core.system"
 local tensors = require "onn.core.tensor"
 require "onn.tensor"
 
+local merged = support.merged
+
 local folder, threads, made = nil, nil, 0
 setup(function()
   folder, threads = support.scratch(), tensors.threads()
@@ -23,12 +25,6 @@ teardown(function()
   tensors.set_threads(threads)
   support.scratch_remove()
 end)
-
-local function merged(...)
-  local whole = {}
-  for _, part in ipairs { ... } do for k, v in pairs(part) do whole[k] = v end end
-  return whole
-end
 
 local small = { vocab_size = 96, hidden_size = 32, intermediate_size = 48, num_hidden_layers = 4, num_attention_heads = 4,
   max_position_embeddings = 64, pad_token_id = 1 }

@@ -3,15 +3,17 @@ local arch = require "onn.arch"
 local batch = require "onn.batch"
 local core = require "onn.core.ops"
 local json = require "onn.core.json"
+local measured = require "tests.measured"
 local Model = require "onn.model"
 local pictures = require "onn.plan.images"
 local plan = require "onn.plan"
-local Session = require "onn.session"
 local stores = require "onn.core.store"
 local support = require "tests.support"
 local system = require "onn.core.system"
 local tensors = require "onn.core.tensor"
 require "onn.tensor"
+
+local merged = support.merged
 
 local folder, threads, made = nil, nil, {}
 setup(function()
@@ -23,12 +25,6 @@ teardown(function()
   tensors.set_budget(2 ^ 40)
   support.scratch_remove()
 end)
-
-local function merged(...)
-  local whole = {}
-  for _, part in ipairs { ... } do for k, v in pairs(part) do whole[k] = v end end
-  return whole
-end
 
 local small = { vocab_size = 300, hidden_size = 128, intermediate_size = 352, num_hidden_layers = 4, num_attention_heads = 4,
   max_position_embeddings = 256, pad_token_id = 1 }
@@ -93,28 +89,10 @@ local function micro_of(model, first, count)
   return assert(model.net.batch(sizes, { input_ids = ids, decoder_input_ids = ids, labels = marks }))
 end
 
--- Two updates as the plan says, within its budget: the device's bytes at the largest moment, and the losses.
 local function measure(model, opt, p)
   local micros = {}
   for first = 0, ROWS - 1, p.micro_batch do micros[#micros + 1] = micro_of(model, first, math.min(p.micro_batch, ROWS - first)) end
-  collectgarbage()
-  collectgarbage()
-  local inputs = 0
-  for _, b in ipairs(micros) do for _, t in pairs(b) do if tensors.is_tensor(t) then inputs = inputs + t:bytes() end end end
-  local before = tensors.memory().used - inputs
-  tensors.reset_peak()
-  tensors.set_budget(before + (opt.budget or 2 ^ 40))
-  assert(model:load { ring = p.ring })
-  local session = assert(Session.new(model, merged(opt, { sweep = p.sweep, total_steps = 2, carries = { quota = p.carries.quota or math.huge,
-    pinned = p.carries.pinned, scratch = p.carries.quota and folder, expected = p.carries.expected } })))
-  local losses = {}
-  for k = 1, 2 do losses[k] = ("%a"):format(session:update(micros, 0).loss) end
-  local peak = tensors.memory().peak - before
-  for _, b in ipairs(micros) do batch.free(b) end
-  session:close()
-  model:close()
-  tensors.set_budget(2 ^ 40)
-  return peak, table.concat(losses, " ")
+  return measured.updates(model, opt, p, micros, folder)
 end
 
 local function planned(model, opt)

@@ -5,6 +5,7 @@ local Cache = require "onn.cache"
 local core = require "onn.core.ops"
 local data = require "onn.data"
 local generator = require "onn.generator"
+local measured = require "tests.measured"
 local Model = require "onn.model"
 local plan = require "onn.plan"
 local Session = require "onn.session"
@@ -14,6 +15,8 @@ local system = require "onn.core.system"
 local tensors = require "onn.core.tensor"
 local tiny = require "tests.tiny"
 local Tokenizer = require "onn.tokenizer"
+
+local merged = support.merged
 
 local folder, threads
 local made, runs = {}, 0
@@ -61,12 +64,6 @@ local function model_of(kind)
   from:close()
   assert(stores.write(path, values, { format = "pt" }))
   return made[kind]
-end
-
-local function merged(...)
-  local whole = {}
-  for _, part in ipairs { ... } do for k, v in pairs(part) do whole[k] = v end end
-  return whole
 end
 
 local function show(how)
@@ -230,35 +227,18 @@ end)
 describe("the plan", function()
   local function opened(kind, dtype) return assert(Model.open(model_of(kind), { dtype = dtype })) end
 
-  -- Two updates of 4 rows as the plan says, within its budget: the device's bytes at the largest moment, and the losses.
   local function measure(model, opt, p)
-    local ids = {}
-    for r = 1, opt.batch do
-      ids[r] = {}
-      for t = 1, opt.seq_len do ids[r][t] = (r * 7 + t * 13) % model.sizes.vocabulary end
-    end
-    collectgarbage()
-    collectgarbage()
-    local before = tensors.memory().used
-    tensors.reset_peak()
-    tensors.set_budget(before + (opt.budget or 2 ^ 40))
     local micros = {}
     for first = 1, opt.batch, p.micro_batch do
-      local some = {}
-      for r = first, math.min(first + p.micro_batch - 1, opt.batch) do some[#some + 1] = ids[r] end
-      micros[#micros + 1] = batch.from_ids(tensors.from_table(some, "i64"))
+      local ids = {}
+      for r = first, math.min(first + p.micro_batch - 1, opt.batch) do
+        local row = {}
+        for t = 1, opt.seq_len do row[t] = (r * 7 + t * 13) % model.sizes.vocabulary end
+        ids[#ids + 1] = row
+      end
+      micros[#micros + 1] = batch.from_ids(tensors.from_table(ids, "i64"))
     end
-    assert(model:load { ring = p.ring })
-    local session = assert(Session.new(model, merged(opt, { sweep = p.sweep, total_steps = 2, carries = { quota = p.carries.quota or math.huge,
-      pinned = p.carries.pinned, scratch = p.carries.quota and folder, expected = p.carries.expected } })))
-    local losses = {}
-    for k = 1, 2 do losses[k] = ("%a"):format(session:update(micros, 0).loss) end
-    local peak = tensors.memory().peak - before
-    for _, b in ipairs(micros) do batch.free(b) end
-    session:close()
-    model:close()
-    tensors.set_budget(2 ^ 40)
-    return peak, table.concat(losses, " ")
+    return measured.updates(model, opt, p, micros, folder)
   end
 
   for _, case in ipairs { { "llama", "f32" }, { "llama_bf16", "bf16" }, { "llama", "bf16" }, { "phi3_bf16", "bf16" }, { "qwen3", "f32" },

@@ -19,6 +19,8 @@ local tiny = require "tests.tiny"
 local Tokenizer = require "onn.tokenizer"
 require "onn.tensor"
 
+local merged = support.merged
+
 local folder, threads
 local made, runs = {}, 0
 
@@ -66,12 +68,6 @@ local function model_of(kind)
   from:close()
   assert(stores.write(path, values, { format = "pt" }))
   return made[kind]
-end
-
-local function merged(...)
-  local whole = {}
-  for _, part in ipairs { ... } do for k, v in pairs(part) do whole[k] = v end end
-  return whole
 end
 
 local function load(kind, how)
