@@ -156,7 +156,7 @@ local function seconds_of(opt, f, m, how, from, bytes, spills)
   local moved = m.tapes(f.bottom, f.last - 1) * MOVES / rates.copy * tokens / m.tokens
   local arithmetic = { tokens * there / rates.product + micros * on / rates.pass + moved / 3 + VISIT * micros * f.last,
     tokens * head / rates.product + 2 * heads * head_bytes / rates.pass, -- its weight is packed and passes again
-    tokens * back / rates.product + micros * (above + again) / rates.pass + 2 * moved / 3 + VISIT * micros * f.last }
+    tokens * back / rates.product + micros * (above + again) / rates.pass + 2 * moved / 3 + VISIT * micros * (f.last + f.above - how.kept) }
   local times = f.tile and micros or 1 -- row tiles pass once for each micro-batch
   local passing = { times * on, heads * head_bytes, times * above }
   local reads = (bytes > 0 and bytes / rates.disk() or 0) / math.max(1, passing[1] + passing[2] + passing[3])
