@@ -85,6 +85,18 @@ describe("a new net", function()
     assert.matches("num_classes", Model.open(path):why_not())
   end)
 
+  it("of patches says once what of its config is wrong", function()
+    local config = { model_type = "vit", hidden_size = 30, num_hidden_layers = 3, num_attention_heads = 4, intermediate_size = 8 }
+    local described, wrong = arch.describe(config)
+    assert.is_nil(described)
+    assert.same({ "config.json: 'hidden_size' 30 is no multiple of 'num_attention_heads' 4" }, wrong)
+    config.hidden_size, config.num_attention_heads, config.hidden_act = nil, "4", "swish9"
+    assert.equal(3, #select(2, arch.describe(config)))
+    described, wrong = arch.describe { model_type = "dinov2", hidden_size = 32, num_hidden_layers = 1, num_attention_heads = 4, use_swiglu_ffn = true }
+    assert.is_nil(described)
+    assert.matches("use_swiglu_ffn", wrong[1])
+  end)
+
   it("of wrong shapes is refused by name", function()
     local path = new_model "wrong"
     local source, values = assert(store.open(path .. "/model.safetensors")), {}

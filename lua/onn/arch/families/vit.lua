@@ -50,6 +50,9 @@ function vit.checked(family, config, wrong)
   for _, key in ipairs(family.needed) do values.check(key, config[key], size, wrong) end
   values.check("patch_size", value(family, config, "patch_size"), size, wrong)
   values.check("layer_norm_eps", value(family, config, "layer_norm_eps"), values.positive, wrong)
+  if #wrong == 0 and config.hidden_size % config.num_attention_heads ~= 0 then
+    wrong[1] = ("'hidden_size' %d is no multiple of 'num_attention_heads' %d"):format(config.hidden_size, config.num_attention_heads)
+  end
   local act = value(family, config, "hidden_act")
   if not activations[act] then wrong[#wrong + 1] = ("'hidden_act' %s is not known"):format(values.shown(act)) end
 end
